@@ -1,0 +1,64 @@
+"""What library.py says where the operators are not built, or not for CUDA, each in a process."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# The six operators defined as if a library built for the CPU had been loaded.
+CPU_BUILD = """
+import torch
+lib = torch.library.Library("dcn_projects", "DEF")
+def load_library(path):
+    for name in ["deform_conv", "ps_roi_pool", "deform_roi_pool"]:
+        lib.define(f"{name}(Tensor input) -> Tensor")
+        lib.define(f"_{name}_backward(Tensor grad) -> Tensor")
+torch.ops.load_library = load_library
+import library
+assert not library.HAS_CUDA
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+for name in library.OPERATORS:
+    try:
+        getattr(torch.ops.dcn_projects, name).default.redispatch(cuda, torch.zeros(1))
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A function: code -> the finished process, beside a copy of library.py."""
+    layers = tmp_path / "package" / "layers"
+    layers.mkdir(parents=True)
+    shutil.copy(ROOT / "dcn_projects/layers/library.py", layers)
+
+    def run(code):
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, cwd=layers, capture_output=True, text=True)
+
+    return run
+
+
+def test_missing_library(run, tmp_path):
+    result = run("import library")
+    assert f"ImportError: The operators of dcn_projects are not built: {tmp_path}" in result.stderr
+    assert "pip install --no-build-isolation -e ." in result.stderr
+
+
+def test_library_that_does_not_load(run, tmp_path):
+    (tmp_path / "package/_C.abi3.so").write_text("not a library")
+    result = run("import library")
+    assert "ImportError" in result.stderr and "another version of torch" in result.stderr
+    assert "pip install --no-build-isolation -e ." in result.stderr
+
+
+def test_cuda_tensor_with_a_build_for_the_cpu(run, tmp_path):
+    (tmp_path / "package/_C.abi3.so").touch()
+    result = run(CPU_BUILD)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("built for the CPU only and got a CUDA tensor") == 6
+    assert "FORCE_CUDA=1" in result.stdout
