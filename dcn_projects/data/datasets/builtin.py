@@ -1,0 +1,108 @@
+"""
+Data sets that detectron2 does not register.
+
+Their files lie under the folder DETECTRON2_DATASETS, or "datasets" where that is not set.
+
+- `digits_coco_*`, `digits_voc_*`, `digits_cityscapes_*`: warped digits, from tools/make_dataset.py.
+  In the Cityscapes layout the classes are Cityscapes' own, see `CityscapesLayout`.
+- `voc_*_easy`: Pascal VOC without its difficult objects, on which the original R-FCN trains.
+"""
+
+import os
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.data.datasets.cityscapes import (
+    load_cityscapes_instances,
+    load_cityscapes_semantic,
+)
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+
+from .pascal_voc import load_voc_easy_instances
+
+ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
+DIGIT_CLASSES = tuple("0123456789")
+RECIPE_FILE = "recipe.json"  # appears in a folder of digits when everything else is there
+
+# name: (image folder, annotations)
+COCO = {
+    f"digits_coco_{split}": (
+        f"digits_coco/{split}",
+        f"digits_coco/annotations/instances_{split}.json",
+    )
+    for split in ("train", "test")
+}
+# name: (folder, split, year of the metric, class names, loader)
+VOC = {
+    f"digits_voc_{split}": (
+        "digits_voc/VOCdevkit/VOC2012", split, 2012, DIGIT_CLASSES, load_voc_instances
+    )
+    for split in ("train", "test")
+} | {
+    f"voc_{year}_trainval_easy": (
+        f"VOC{year}", "trainval", year, CLASS_NAMES, load_voc_easy_instances
+    )
+    for year in (2007, 2012)
+}  # fmt: skip
+# name: (image folder, annotation folder, task)
+CITYSCAPES = {
+    f"digits_cityscapes_{task}_{split}": (
+        f"digits_cityscapes/leftImg8bit/{split}/", f"digits_cityscapes/gtFine/{split}/", task
+    )
+    for task in ("instance_seg", "sem_seg")
+    for split in ("train", "val")
+}  # fmt: skip
+
+
+def register_all(root: str):
+    """Register every data set of the tables above, with its files under the folder `root`."""
+    for name, (images, annotations) in COCO.items():
+        metadata = {"thing_classes": list(DIGIT_CLASSES)}
+        files = os.path.join(root, annotations), os.path.join(root, images)
+        register_coco_instances(name, metadata, *files)
+    for name, (folder, *entry) in VOC.items():
+        _register_voc(name, os.path.join(root, folder), *entry)
+    for name, (images, annotations, task) in CITYSCAPES.items():
+        _register_cityscapes(
+            name, os.path.join(root, images), os.path.join(root, annotations), task
+        )
+    for name in (*COCO, *VOC, *CITYSCAPES):
+        if name.startswith("digits_"):
+            layout = name.split("_")[1]
+            MetadataCatalog.get(name).recipe_file = os.path.join(
+                root, f"digits_{layout}", RECIPE_FILE
+            )
+
+
+def _register_voc(name, dirname, split, year, class_names, loader):
+    DatasetCatalog.register(name, lambda: loader(dirname, split, class_names))
+    MetadataCatalog.get(name).set(
+        thing_classes=list(class_names),
+        dirname=dirname,
+        split=split,
+        year=year,
+        evaluator_type="pascal_voc",
+    )
+
+
+def _register_cityscapes(name, image_dir, gt_dir, task):
+    cityscapes = MetadataCatalog.get(f"cityscapes_fine_{task}_val")
+    meta = MetadataCatalog.get(name).set(
+        thing_classes=cityscapes.thing_classes,
+        stuff_classes=cityscapes.stuff_classes,
+        image_dir=image_dir,
+        gt_dir=gt_dir,
+        evaluator_type=cityscapes.evaluator_type,
+    )
+    if task == "instance_seg":
+        # From the polygons, as detectron2 reads Cityscapes: what it makes of the PNGs is smaller by
+        # half a pixel all around.
+        DatasetCatalog.register(
+            name, lambda: load_cityscapes_instances(image_dir, gt_dir, from_json=True)
+        )
+    else:
+        meta.ignore_label = 255
+        DatasetCatalog.register(name, lambda: load_cityscapes_semantic(image_dir, gt_dir))
+
+
+register_all(ROOT)

@@ -1,0 +1,53 @@
+"""Tell in one line that a data set is missing, before anything else is set up."""
+
+import difflib
+import os
+from collections.abc import Iterable
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from .builtin import ROOT
+
+# What detectron2's registering functions, and ours, note in the Metadata of a data set.
+PATH_KEYS = ("recipe_file", "json_file", "image_root", "image_dir", "gt_dir", "sem_seg_root")
+PATH_KEYS += ("panoptic_json", "panoptic_root")
+
+
+def expected_paths(name: str) -> list[str]:
+    """The files and folders that a registered data set cannot do without."""
+    meta = MetadataCatalog.get(name)
+    paths = [meta.get(key) for key in PATH_KEYS]
+    if meta.get("dirname"):
+        paths.append(os.path.join(meta.dirname, "ImageSets", "Main", meta.split + ".txt"))
+        paths += [os.path.join(meta.dirname, folder) for folder in ("Annotations", "JPEGImages")]
+    return [path for path in paths if path]
+
+
+def check_datasets(names: Iterable[str]):
+    """
+    Args:
+        names: of data sets, ours, detectron2's or the user's own
+    Raises:
+        FileNotFoundError: if one is not registered, or a file or folder of it is missing; one line
+            that names it and says what to do
+    """
+    for name in names:
+        if name not in DatasetCatalog.list():
+            close = difflib.get_close_matches(name, DatasetCatalog.list())
+            hint = f"; similar names: {', '.join(close)}" if close else ""
+            raise FileNotFoundError(f"no data set is registered as {name}{hint}")
+        for path in expected_paths(name):
+            if not PathManager.exists(path):
+                raise FileNotFoundError(
+                    f"data set {name}: {path} is missing; {_remedy(name, path)}"
+                )
+
+
+def _remedy(name: str, path: str) -> str:
+    if name.startswith("digits_"):
+        return f"make it: python tools/make_dataset.py --format {name.split('_')[1]}"
+    inside = os.path.relpath(path, ROOT)
+    if inside.startswith(".."):
+        return "correct the path with which it is registered"
+    return f"set DETECTRON2_DATASETS (now {ROOT}) to the folder that holds {inside}"

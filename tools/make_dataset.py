@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""
+Make the "warped digits" data set: handwritten digits, deformed and overlapping, on photographs.
+
+    python tools/make_dataset.py --format coco
+
+writes 2,000 training and 200 test images to datasets/digits_coco, where `digits_coco_train` and
+`digits_coco_test` are registered. A data set that is complete is not made again.
+"""
+
+import argparse
+import os
+
+from dcn_projects.data.datasets.builtin import ROOT
+from dcn_projects.data.datasets.warped_digits import make_dataset
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--format", choices=("coco", "voc", "cityscapes"), default="coco")
+    parser.add_argument(
+        "--output", help=f"folder; {os.path.join(ROOT, 'digits_<format>')} if not given"
+    )
+    parser.add_argument("--size", type=int, default=192, help="side of the images in pixels (192)")
+    parser.add_argument("--count-train", type=int, default=2000, help="training images (2000)")
+    parser.add_argument("--count-test", type=int, default=200, help="test images (200)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed, the same files (0)")
+    parser.add_argument(
+        "--masks",
+        choices=("polygon", "rle"),
+        default="polygon",
+        help="in the COCO layout (polygon)",
+    )
+    args = vars(parser.parse_args())
+    args["output"] = args["output"] or os.path.join(ROOT, f"digits_{args['format']}")
+    try:
+        made = make_dataset(**args)
+    except (OSError, ValueError) as e:
+        parser.exit(1, f"error: {e}\n")
+    print(f"{args['output']} is complete" if made else f"{args['output']} was complete already")
+
+
+if __name__ == "__main__":
+    main()
