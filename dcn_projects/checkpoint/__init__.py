@@ -1,0 +1,3 @@
+from .check import check_weights
+
+__all__ = ["check_weights"]

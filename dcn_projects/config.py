@@ -1,0 +1,55 @@
+from detectron2.config import CfgNode as CN
+
+__all__ = ["add_dcn_config"]
+
+
+def add_dcn_config(cfg: CN) -> None:
+    """Add every key of this project to a detectron2 config, in place, with its default."""
+    add_deform_resnet_config(cfg)
+    add_rfcn_config(cfg)
+    add_ohem_config(cfg)
+    add_solver_config(cfg)
+
+
+def add_deform_resnet_config(cfg: CN) -> None:
+    """
+    Keys of `build_deform_resnet_backbone`, beside detectron2's own DEFORM_ON_PER_STAGE,
+    DEFORM_MODULATED, DEFORM_NUM_GROUPS and RES5_DILATION.
+    """
+    # Stem pooling of Caffe and MXNet: 3x3, stride 2, no padding, sizes rounded up. detectron2 pads
+    # by 1 instead, which moves every window by one conv1 pixel. Needed by converted MXNet weights.
+    cfg.MODEL.RESNETS.STEM_CEIL_POOL = False
+    # Border rule of the 2017 deformable convolution, see `deform_conv(legacy_border=...)`.
+    # Needed by the weights of the MXNet repository.
+    cfg.MODEL.RESNETS.DEFORM_LEGACY_BORDER = False
+
+
+def add_rfcn_config(cfg: CN) -> None:
+    """R-FCN (arXiv 1605.06409) and Deformable R-FCN (arXiv 1703.06211)."""
+    cfg.MODEL.RFCN = CN()
+    # Channels of the 1x1 convolution between res5 and the score maps.
+    cfg.MODEL.RFCN.CONV_DIM = 1024
+    # k: a RoI is cut into k x k bins, and every class has k x k score maps.
+    cfg.MODEL.RFCN.GROUP_SIZE = 7
+    # Deformable position-sensitive RoI pooling in place of R-FCN's averaged bins.
+    cfg.MODEL.RFCN.DEFORM_POOL = False
+    # Samples per side of a bin, and gamma, the fraction of the RoI size that an offset of 1
+    # stands for. Both only used by deformable pooling.
+    cfg.MODEL.RFCN.SAMPLING_RATIO = 4
+    cfg.MODEL.RFCN.GAMMA = 0.1
+
+
+def add_ohem_config(cfg: CN) -> None:
+    """Online hard example mining (arXiv 1604.03540)."""
+    # RoIs kept per image: those of the largest loss. 0 keeps all that were sampled.
+    cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM = 0
+
+
+def add_solver_config(cfg: CN) -> None:
+    """The optimizer, and learning rates that differ between layers."""
+    # "SGD" as in detectron2, or "AdamW" (arXiv 1711.05101) with its usual betas, which trains
+    # networks from scratch faster. MOMENTUM and NESTEROV are SGD's only.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # List of [regular expression, factor]. The learning rate of a parameter whose name matches
+    # (re.search) is multiplied by the factor; of several matches the first counts.
+    cfg.SOLVER.LR_FACTORS = []

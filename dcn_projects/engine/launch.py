@@ -1,0 +1,58 @@
+import logging
+import os
+from argparse import Namespace
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from detectron2 import engine
+from detectron2.utils import comm
+
+__all__ = ["launch"]
+
+
+def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
+    """
+    Run `main(args)` in as many processes as asked for: those of torchrun, if it started this
+    program, else those of `--num-gpus` and `--num-machines` through detectron2's launcher.
+    Without a GPU it is one process, or as many as torchrun started, over gloo.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _join_torchrun()
+        try:
+            main(args)
+        finally:
+            dist.destroy_process_group()
+    elif torch.cuda.is_available():
+        engine.launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    else:
+        if args.num_gpus * args.num_machines > 1:
+            logging.getLogger(__name__).warning(
+                "No GPU: one process on the CPU. Start with torchrun to use several."
+            )
+        main(args)
+
+
+def _join_torchrun() -> None:
+    use_cuda = torch.cuda.is_available()
+    if use_cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if use_cuda else "gloo")
+    # detectron2's own launcher does the same, under a name that changed after release 0.6.
+    per_machine = int(os.environ["LOCAL_WORLD_SIZE"])
+    if hasattr(comm, "create_local_process_group"):
+        comm.create_local_process_group(per_machine)
+    else:
+        for first in range(0, dist.get_world_size(), per_machine):
+            ranks = list(range(first, first + per_machine))
+            group = dist.new_group(ranks)
+            if dist.get_rank() in ranks:
+                comm._LOCAL_PROCESS_GROUP = group
+    comm.synchronize()

@@ -1,0 +1,193 @@
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import BACKBONE_REGISTRY, FPN
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
+from torch import nn
+
+from dcn_projects.layers import DeformConv, ModulatedDeformConv
+
+__all__ = [
+    "CeilPoolStem",
+    "DeformBottleneckBlock",
+    "build_deform_resnet_backbone",
+    "build_deform_resnet_fpn_backbone",
+]
+
+# Blocks of res2..res5. 14 and 26 are the small bottleneck networks, for training from scratch.
+_NUM_BLOCKS = {
+    14: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    26: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+_BASIC_BLOCK_DEPTHS = (18, 34)
+
+
+class CeilPoolStem(BasicStem):
+    """
+    detectron2's stem with the max pooling of Caffe and MXNet: no padding, and a last window that
+    may hang over the edge. An n pixel wide conv1 gives 1 + ceil((n - 3) / 2) cells.
+    """
+
+    def forward(self, x):
+        x = F.relu_(self.conv1(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=0, ceil_mode=True)
+
+
+class DeformBottleneckBlock(BottleneckBlock):
+    """
+    Bottleneck whose 3x3 convolution is deformable (arXiv 1703.06211, Sec. 2.1) or modulated
+    deformable (arXiv 1811.11168, Sec. 3.2). Parameters have the names and the layout of
+    detectron2's block of the same name, so that its checkpoints load. Unlike that block, it runs
+    on the CPU.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        bottleneck_channels: int,
+        stride: int = 1,
+        num_groups: int = 1,
+        norm="BN",
+        stride_in_1x1: bool = False,
+        dilation: int = 1,
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
+        deform_legacy_border: bool = False,
+    ):
+        """
+        Args:
+            deform_modulated: learn a mask in [0, 1] for every sample
+            deform_num_groups: channel groups that have offsets of their own
+            deform_legacy_border: border rule of the 2017 operator, see `deform_conv`
+            others: as in detectron2's BottleneckBlock
+        """
+        super().__init__(
+            in_channels,
+            out_channels,
+            bottleneck_channels=bottleneck_channels,
+            stride=stride,
+            num_groups=num_groups,
+            norm=norm,
+            stride_in_1x1=stride_in_1x1,
+            dilation=dilation,
+        )
+        self.deform_modulated = deform_modulated
+        plain = self.conv2
+        geometry = dict(
+            kernel_size=3, stride=plain.stride, padding=plain.padding, dilation=plain.dilation
+        )
+        self.conv2_offset = Conv2d(
+            bottleneck_channels, (27 if deform_modulated else 18) * deform_num_groups, **geometry
+        )
+        nn.init.zeros_(self.conv2_offset.weight)
+        nn.init.zeros_(self.conv2_offset.bias)
+        self.conv2 = (ModulatedDeformConv if deform_modulated else DeformConv)(
+            bottleneck_channels,
+            bottleneck_channels,
+            **geometry,
+            bias=False,
+            groups=num_groups,
+            deformable_groups=deform_num_groups,
+            norm=get_norm(norm, bottleneck_channels),
+            legacy_border=deform_legacy_border,
+        )
+
+    def forward(self, x):
+        out = F.relu_(self.conv1(x))
+        offset = self.conv2_offset(out)
+        if self.deform_modulated:
+            taps = offset.shape[1] // 3
+            offset, mask = offset[:, : 2 * taps], offset[:, 2 * taps :].sigmoid()
+            out = self.conv2(out, offset, mask)
+        else:
+            out = self.conv2(out, offset)
+        out = self.conv3(F.relu_(out))
+        out += x if self.shortcut is None else self.shortcut(x)
+        return F.relu_(out)
+
+
+@BACKBONE_REGISTRY.register()
+def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
+    """
+    detectron2's ResNet, built from the same keys under MODEL.RESNETS, with this project's
+    deformable convolution in the stages that DEFORM_ON_PER_STAGE names and, with STEM_CEIL_POOL,
+    the stem of Caffe and MXNet. DEPTH may also be 14 or 26 (bottlenecks).
+
+    Raises:
+        ValueError: for a depth that does not exist, or an option that its blocks do not have
+    """
+    keys = cfg.MODEL.RESNETS
+    if keys.DEPTH not in _NUM_BLOCKS:
+        raise ValueError(
+            f"MODEL.RESNETS.DEPTH is {keys.DEPTH}, expected one of {list(_NUM_BLOCKS)}"
+        )
+    basic = keys.DEPTH in _BASIC_BLOCK_DEPTHS
+    if basic and (any(keys.DEFORM_ON_PER_STAGE) or keys.RES5_DILATION != 1 or keys.NUM_GROUPS != 1):
+        raise ValueError(
+            f"MODEL.RESNETS.DEPTH {keys.DEPTH} has no bottlenecks: DEFORM_ON_PER_STAGE must be all "
+            "False, RES5_DILATION 1 and NUM_GROUPS 1 (or choose another DEPTH)"
+        )
+    if keys.RES5_DILATION not in (1, 2):
+        raise ValueError(f"MODEL.RESNETS.RES5_DILATION is {keys.RES5_DILATION}, expected 1 or 2")
+
+    stem = (CeilPoolStem if keys.STEM_CEIL_POOL else BasicStem)(
+        input_shape.channels, keys.STEM_OUT_CHANNELS, keys.NORM
+    )
+    stages = []
+    in_channels = keys.STEM_OUT_CHANNELS
+    for i, num_blocks in enumerate(_NUM_BLOCKS[keys.DEPTH]):
+        out_channels = keys.RES2_OUT_CHANNELS * 2**i
+        dilation = keys.RES5_DILATION if i == 3 else 1
+        # A dilated res5 keeps the resolution of res4 (R-FCN, Sec. 3).
+        first_stride = 1 if i == 0 or dilation == 2 else 2
+        block = dict(norm=keys.NORM)
+        if basic:
+            block["block_class"] = BasicBlock
+        else:
+            block.update(
+                block_class=BottleneckBlock,
+                bottleneck_channels=keys.NUM_GROUPS * keys.WIDTH_PER_GROUP * 2**i,
+                stride_in_1x1=keys.STRIDE_IN_1X1,
+                dilation=dilation,
+                num_groups=keys.NUM_GROUPS,
+            )
+        if keys.DEFORM_ON_PER_STAGE[i]:
+            block.update(
+                block_class=DeformBottleneckBlock,
+                deform_modulated=keys.DEFORM_MODULATED,
+                deform_num_groups=keys.DEFORM_NUM_GROUPS,
+                deform_legacy_border=keys.DEFORM_LEGACY_BORDER,
+            )
+        stages.append(
+            ResNet.make_stage(
+                num_blocks=num_blocks,
+                stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+                in_channels=in_channels,
+                out_channels=out_channels,
+                **block,
+            )
+        )
+        in_channels = out_channels
+    return ResNet(
+        stem, stages, out_features=keys.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
+    )
+
+
+@BACKBONE_REGISTRY.register()
+def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """detectron2's feature pyramid, from its keys under MODEL.FPN, on the ResNet above."""
+    return FPN(
+        bottom_up=build_deform_resnet_backbone(cfg, input_shape),
+        in_features=cfg.MODEL.FPN.IN_FEATURES,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=LastLevelMaxPool(),
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )

@@ -1,0 +1,3 @@
+from .rfcn import RFCN, RFCNScoreMaps
+
+__all__ = ["RFCN", "RFCNScoreMaps"]

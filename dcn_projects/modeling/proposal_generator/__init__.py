@@ -1,0 +1,3 @@
+from .mxnet_rpn import MXNetRPN, MXNetRPNHead
+
+__all__ = ["MXNetRPN", "MXNetRPNHead"]

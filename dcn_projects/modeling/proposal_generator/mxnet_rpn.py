@@ -1,0 +1,75 @@
+import torch
+from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
+from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
+from torch import nn
+
+from ..box_clipping import clip_to_a_pixel
+
+__all__ = ["MXNetRPN", "MXNetRPNHead"]
+
+
+@RPN_HEAD_REGISTRY.register()
+class MXNetRPNHead(StandardRPNHead):
+    """
+    detectron2's head, started as the two-way softmax of the original: its one logit is the
+    difference of a foreground and a background filter, each N(0, 0.01). The two filters move in
+    opposite directions, so that their difference learns twice as fast: give `objectness_logits`
+    a factor of 2 in SOLVER.LR_FACTORS.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        nn.init.normal_(self.objectness_logits.weight, std=0.01 * 2**0.5)
+
+
+@PROPOSAL_GENERATOR_REGISTRY.register()
+class MXNetRPN(RPN):
+    """
+    RPN with the conventions of the MXNet code of Deformable ConvNets where they differ from
+    detectron2's: which cells propose, how proposals are clipped, and the mean that the
+    classification loss takes.
+    """
+
+    def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
+        """As in RPN, but the classification loss is the mean over the anchors that were sampled,
+        which may be fewer than BATCH_SIZE_PER_IMAGE. The box loss is still divided by that."""
+        losses = super().losses(
+            anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
+        )
+        num_sampled = (torch.stack(gt_labels) >= 0).sum().clamp(min=1)
+        expected = self.batch_size_per_image * len(gt_labels)
+        losses["loss_rpn_cls"] = losses["loss_rpn_cls"] * (expected / num_sampled)
+        return losses
+
+    @torch.no_grad()
+    def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
+        """
+        As in RPN, with two differences. Only cells that lie wholly inside their own image propose:
+        floor(H / stride) x floor(W / stride) of them, whatever the batch was padded to. And a box
+        is clipped to at least one pixel, so that none is dropped for being outside.
+        """
+        proposals = []
+        for i, (height, width) in enumerate(image_sizes):
+            boxes, logits = [], []
+            for level, stride in enumerate(self.anchor_generator.strides):
+                centers = anchors[level].get_centers()
+                inside = (centers[:, 0] < width // stride * stride) & (
+                    centers[:, 1] < height // stride * stride
+                )
+                box = self.box2box_transform.apply_deltas(
+                    pred_anchor_deltas[level][i][inside], anchors[level].tensor[inside]
+                )
+                boxes.append(clip_to_a_pixel(box, (height, width))[None])
+                logits.append(pred_objectness_logits[level][i][inside][None])
+            proposals += find_top_rpn_proposals(
+                boxes,
+                logits,
+                [(height, width)],
+                self.nms_thresh,
+                self.pre_nms_topk[self.training],
+                self.post_nms_topk[self.training],
+                self.min_box_size,
+                self.training,
+            )
+        return proposals

@@ -1,0 +1,4 @@
+from .ohem import OHEMFastRCNNOutputLayers
+from .rfcn import RFCNROIHeads
+
+__all__ = ["OHEMFastRCNNOutputLayers", "RFCNROIHeads"]

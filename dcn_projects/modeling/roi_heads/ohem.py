@@ -1,0 +1,83 @@
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from fvcore.nn import smooth_l1_loss
+
+__all__ = ["OHEMFastRCNNOutputLayers"]
+
+
+class OHEMFastRCNNOutputLayers(FastRCNNOutputLayers):
+    """
+    detectron2's outputs, whose losses see only the hardest RoIs of each image: online hard example
+    mining (arXiv 1604.03540) in the form of R-FCN (arXiv 1605.06409, Sec. 2), without NMS among
+    the RoIs and without a share of foreground. The heads must label all proposals rather than
+    sample them: ROI_HEADS.BATCH_SIZE_PER_IMAGE above their number, POSITIVE_FRACTION 1.
+    """
+
+    @configurable
+    def __init__(self, input_shape, *, ohem_num: int = 0, **kwargs):
+        """
+        Args:
+            ohem_num: RoIs kept per image; 0 keeps all
+        """
+        super().__init__(input_shape, **kwargs)
+        self.ohem_num = ohem_num
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        ret["ohem_num"] = cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM
+        return ret
+
+    def losses(self, predictions, proposals):
+        """As in FastRCNNOutputLayers: means over the kept RoIs."""
+        if self.ohem_num > 0:
+            predictions, proposals = self.keep_hardest(predictions, proposals)
+        return super().losses(predictions, proposals)
+
+    def keep_hardest(self, predictions, proposals):
+        """
+        Args:
+            predictions: scores (R, K + 1) and deltas (R, 4) or (R, 4K)
+            proposals: list of N Instances, R in all, with `gt_classes` and `gt_boxes`
+        Returns:
+            the same two, of the `ohem_num` RoIs of each image whose loss is largest. The choice
+            has no gradient.
+        """
+        loss = self.loss_per_roi(predictions, proposals)
+        rows, kept = [], []
+        start = 0
+        for p in proposals:
+            hardest = loss[start : start + len(p)].topk(min(self.ohem_num, len(p))).indices
+            rows.append(hardest + start)
+            kept.append(p[hardest])
+            start += len(p)
+        rows = torch.cat(rows)
+        return tuple(x[rows] for x in predictions), kept
+
+    @torch.no_grad()
+    def loss_per_roi(self, predictions, proposals):
+        """
+        Returns:
+            Tensor: (R,), cross entropy, plus for a foreground RoI the sum of SmoothL1 over the
+            four deltas of its class
+        """
+        scores, deltas = predictions
+        classes = torch.cat([p.gt_classes for p in proposals])
+        loss = F.cross_entropy(scores.float(), classes, reduction="none")
+        foreground = (classes < self.num_classes).nonzero()[:, 0]
+        if foreground.numel() == 0:
+            return loss
+        boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        # An image without objects has no gt_boxes, and no foreground either.
+        gt_boxes = torch.cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        )
+        deltas = deltas.float().view(len(boxes), -1, 4)
+        of_class = classes[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
+        targets = self.box2box_transform.get_deltas(boxes[foreground], gt_boxes[foreground])
+        loss[foreground] += smooth_l1_loss(
+            deltas[foreground, of_class], targets, self.smooth_l1_beta
+        ).sum(dim=1)
+        return loss

@@ -1,0 +1,118 @@
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.poolers import convert_boxes_to_pooler_format
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROIHeads
+from detectron2.structures import ImageList, Instances
+from torch import Tensor
+
+from dcn_projects.layers import DeformROIPool, PSROIPool
+
+from ..box_clipping import clip_to_a_pixel
+from .ohem import OHEMFastRCNNOutputLayers
+
+__all__ = ["RFCNROIHeads"]
+
+
+class RFCNOutputs(OHEMFastRCNNOutputLayers):
+    """
+    Losses and inference of Fast R-CNN on votes, which need no layer of their own. Boxes are
+    clipped as in the original.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        del self.cls_score, self.bbox_pred
+
+    def predict_boxes(self, predictions, proposals):
+        """As in FastRCNNOutputLayers: a list of (R, 4), clipped to the image of each."""
+        boxes = super().predict_boxes(predictions, proposals)
+        return [clip_to_a_pixel(b, p.image_size) for b, p in zip(boxes, proposals)]
+
+
+@ROI_HEADS_REGISTRY.register()
+class RFCNROIHeads(ROIHeads):
+    """
+    Position-sensitive RoI pooling and voting (arXiv 1605.06409, Sec. 2), plain or deformable
+    (arXiv 1703.06211, Eq. 5-6 and Fig. 4). It has no parameters: the score maps are made by the
+    meta-architecture `RFCN`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        box_predictor: RFCNOutputs,
+        pooler: torch.nn.Module,
+        offset_pooler: torch.nn.Module | None = None,
+        **kwargs,
+    ):
+        """
+        Args:
+            box_predictor: losses and inference
+            pooler: of the score maps
+            offset_pooler: of the offset maps; None pools without offsets
+        """
+        super().__init__(**kwargs)
+        self.box_predictor = box_predictor
+        self.pooler = pooler
+        self.offset_pooler = offset_pooler
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        (feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        keys = cfg.MODEL.RFCN
+        size = dict(
+            output_size=keys.GROUP_SIZE,
+            spatial_scale=1.0 / input_shape[feature].stride,
+            group_size=keys.GROUP_SIZE,
+        )
+        ret = super().from_config(cfg)
+        ret["box_predictor"] = RFCNOutputs(cfg, ShapeSpec(channels=1))
+        if keys.DEFORM_POOL:
+            size.update(sampling_ratio=keys.SAMPLING_RATIO, gamma=keys.GAMMA)
+            ret["pooler"] = DeformROIPool(**size)
+            ret["offset_pooler"] = DeformROIPool(**size)
+        else:
+            ret["pooler"] = PSROIPool(**size)
+        return ret
+
+    def forward(
+        self,
+        images: ImageList,
+        maps: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ):
+        """
+        Args:
+            images: not used
+            maps: score maps of `RFCNScoreMaps`
+            proposals, targets: as in ROIHeads
+        Returns:
+            as in ROIHeads: detections and, in training, losses
+        """
+        if self.training:
+            proposals = self.label_and_sample_proposals(proposals, targets)
+        rois = convert_boxes_to_pooler_format([p.proposal_boxes for p in proposals])
+        predictions = self.vote(maps, rois, "cls"), self.vote(maps, rois, "bbox")
+        if self.training:
+            return proposals, self.box_predictor.losses(predictions, proposals)
+        detections, _ = self.box_predictor.inference(predictions, proposals)
+        return detections, {}
+
+    def vote(self, maps: dict[str, Tensor], rois: Tensor, kind: str) -> Tensor:
+        """
+        Args:
+            maps: score maps of `RFCNScoreMaps`
+            rois: (R, 5)
+            kind: "cls" or "bbox"
+        Returns:
+            Tensor: (R, D), the mean over the k x k bins; empty bins count as 0
+        """
+        if self.offset_pooler is None:
+            pooled = self.pooler(maps[kind], rois)
+        else:
+            offset = self.offset_pooler(maps[kind + "_offset"], rois)
+            pooled = self.pooler(maps[kind], rois, offset)
+        return pooled.mean(dim=(2, 3))

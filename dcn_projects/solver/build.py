@@ -1,0 +1,52 @@
+import re
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver.build import maybe_add_gradient_clipping
+
+__all__ = ["build_optimizer"]
+
+
+def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
+    """
+    detectron2's SGD, or AdamW with the same groups of parameters (SOLVER.OPTIMIZER). The learning
+    rates of the parameters that SOLVER.LR_FACTORS names are multiplied by its factors; weight
+    decay is left as it is.
+
+    Raises:
+        ValueError: for another optimizer, or if a pattern of SOLVER.LR_FACTORS matches no trained
+            parameter
+    """
+    optimizer = build_sgd(cfg, model)
+    names = {p: name for name, p in model.named_parameters()}
+    unused = {pattern for pattern, _ in cfg.SOLVER.LR_FACTORS}
+
+    def factor(name: str) -> float:
+        for pattern, value in cfg.SOLVER.LR_FACTORS:
+            if re.search(pattern, name):
+                unused.discard(pattern)
+                return value
+        return 1.0
+
+    # Few large groups keep torch's fused update fast.
+    groups = {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            options = {**group, "lr": group["lr"] * factor(names[p])}
+            del options["params"]
+            groups.setdefault(tuple(options.items()), []).append(p)
+    groups = [{**dict(options), "params": params} for options, params in groups.items()]
+    if unused:
+        raise ValueError(
+            f"SOLVER.LR_FACTORS: no trained parameter has a name that matches {sorted(unused)}"
+        )
+
+    if cfg.SOLVER.OPTIMIZER == "SGD":
+        optimizer.param_groups = groups
+        return optimizer
+    if cfg.SOLVER.OPTIMIZER == "AdamW":
+        keys = ("params", "lr", "weight_decay")
+        groups = [{key: group[key] for key in keys} for group in groups]
+        return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups)
+    raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER}, expected SGD or AdamW")

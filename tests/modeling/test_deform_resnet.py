@@ -1,0 +1,120 @@
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
+from detectron2.modeling.backbone.resnet import build_resnet_backbone
+
+from dcn_projects import add_dcn_config
+from dcn_projects.modeling import build_deform_resnet_backbone, build_deform_resnet_fpn_backbone
+from dcn_projects.modeling.backbone import CeilPoolStem
+
+RGB = ShapeSpec(channels=3)
+
+
+def make_cfg(**resnets):
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.MODEL.RESNETS.update(
+        dict(
+            DEPTH=50,
+            OUT_FEATURES=["res2", "res3", "res4", "res5"],
+            STEM_OUT_CHANNELS=8,
+            RES2_OUT_CHANNELS=16,
+            WIDTH_PER_GROUP=8,
+            NORM="BN",
+            **resnets,
+        )
+    )
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),
+        dict(RES5_DILATION=2),
+        dict(DEFORM_ON_PER_STAGE=[False, True, True, True], DEFORM_NUM_GROUPS=2),
+        dict(DEFORM_ON_PER_STAGE=[False, False, False, True], DEFORM_MODULATED=True),
+        dict(NUM_GROUPS=4, WIDTH_PER_GROUP=4, STRIDE_IN_1X1=False),
+    ],
+    ids=str,
+)
+def test_parameters_are_those_of_detectron2(options):
+    cfg = make_cfg()
+    cfg.MODEL.RESNETS.update(options)
+    ours = build_deform_resnet_backbone(cfg, RGB).state_dict()
+    theirs = build_resnet_backbone(cfg, RGB).state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+
+
+def test_fpn_parameters_are_those_of_detectron2():
+    cfg = make_cfg(DEFORM_ON_PER_STAGE=[False, True, True, True])
+    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    ours = build_deform_resnet_fpn_backbone(cfg, RGB)
+    theirs = build_resnet_fpn_backbone(cfg, RGB)
+    expected = {k: v.shape for k, v in theirs.state_dict().items()}
+    assert {k: v.shape for k, v in ours.state_dict().items()} == expected
+    assert ours.output_shape() == theirs.output_shape()
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_zero_offsets_change_nothing(modulated):
+    """At the start of training the deformable network is the plain one. A mask of sigmoid(0)
+    halves the 3x3 convolution, which doubled weights make up for."""
+    torch.manual_seed(0)
+    plain = build_deform_resnet_backbone(make_cfg(RES5_DILATION=2), RGB).double().eval()
+    options = dict(DEFORM_ON_PER_STAGE=[False, True, True, True], DEFORM_MODULATED=modulated)
+    deform = build_deform_resnet_backbone(make_cfg(RES5_DILATION=2, **options), RGB)
+    deform.double().eval()
+    deform.load_state_dict(plain.state_dict(), strict=False)
+    if modulated:
+        for name, p in deform.named_parameters():
+            if name.endswith("conv2.weight") and not name.startswith("res2"):
+                p.data *= 2
+    x = torch.randn(2, 3, 65, 97, dtype=torch.float64)
+    with torch.no_grad():
+        expected, actual = plain(x), deform(x)
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name])
+
+
+def test_gradient_reaches_the_offsets():
+    options = dict(DEFORM_ON_PER_STAGE=[False, False, True, True], DEFORM_MODULATED=True)
+    model = build_deform_resnet_backbone(make_cfg(**options), RGB)
+    model(torch.randn(1, 3, 64, 64))["res5"].square().sum().backward()
+    for name, p in model.named_parameters():
+        if "conv2_offset" in name:
+            assert p.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("size", [32, 33, 34, 35, 600])
+def test_ceil_pool_stem_size(size):
+    stem = CeilPoolStem(3, 4, norm="")
+    conv1 = (size - 1) // 2 + 1
+    expected = 1 + -(-(conv1 - 3) // 2)
+    assert stem(torch.zeros(1, 3, size, size)).shape[-1] == expected
+
+
+def test_ceil_pool_windows_start_at_the_first_cell():
+    stem = CeilPoolStem(3, 1, norm="").eval()
+    x = torch.randn(1, 3, 40, 40)
+    conv1 = torch.relu(stem.conv1(x))[0, 0]
+    pooled = stem(x)[0, 0]
+    assert pooled[0, 0] == conv1[:3, :3].max()
+    assert pooled[-1, -1] == conv1[18:, 18:].max()  # the last window has one pixel less
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(DEPTH=51), "DEPTH is 51"),
+        (dict(DEPTH=18, DEFORM_ON_PER_STAGE=[False] * 3 + [True]), "no bottlenecks"),
+        (dict(RES5_DILATION=4), "RES5_DILATION is 4"),
+    ],
+)
+def test_impossible_options_are_named(options, message):
+    cfg = make_cfg()
+    cfg.MODEL.RESNETS.update(options)
+    with pytest.raises(ValueError, match=message):
+        build_deform_resnet_backbone(cfg, RGB)

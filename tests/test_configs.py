@@ -1,0 +1,130 @@
+"""Every leaf under configs/ builds, trains a step, evaluates, and has no key that nothing reads."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+import train_net
+from dcn_projects import add_dcn_config
+
+ROOT = Path(__file__).parents[1] / "configs"
+LEAVES = sorted(p for p in ROOT.rglob("*.yaml") if not p.name.startswith("Base-"))
+
+
+def test_there_are_leaves():
+    assert len(LEAVES) >= 5
+
+
+def yaml_keys(path: Path):
+    """Paths of all keys that a file and its bases set."""
+    content = yaml.safe_load(path.read_text())
+    base = content.pop("_BASE_", None)
+    keys = yaml_keys(path.parent / base) if base else set()
+    stack = [((), content)]
+    while stack:
+        prefix, node = stack.pop()
+        for key, value in node.items():
+            if isinstance(value, dict):
+                stack.append((prefix + (key,), value))
+            else:
+                keys.add(prefix + (key,))
+    return keys
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Records which keys are read. A node is known by the set of its keys, as it may be a copy."""
+    seen = set()
+    original = CfgNode.__getattr__
+
+    def recording(self, name):
+        seen.add((frozenset(self), name))
+        return original(self, name)
+
+    monkeypatch.setattr(CfgNode, "__getattr__", recording)
+    return seen
+
+
+@pytest.fixture
+def random_dataset(tmp_path):
+    """Registers four noise images with boxes of random classes; yields a function: K -> name."""
+    names = []
+
+    def register(num_classes):
+        rng = np.random.default_rng(0)
+        records = []
+        for i in range(4):
+            path = tmp_path / f"{i}.png"
+            Image.fromarray(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)).save(path)
+            boxes = [[8, 8, 60, 70], [40, 20, 120, 90]]
+            records.append(
+                dict(
+                    file_name=str(path), image_id=i, height=96, width=128,
+                    annotations=[
+                        dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, iscrowd=0,
+                             category_id=int(rng.integers(num_classes)))
+                        for box in boxes
+                    ],
+                )
+            )  # fmt: skip
+        name = f"random_{tmp_path.name}"
+        DatasetCatalog.register(name, lambda: records)
+        MetadataCatalog.get(name).set(
+            thing_classes=[str(c) for c in range(num_classes)], evaluator_type="coco"
+        )
+        names.append(name)
+        return name
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=[str(p.relative_to(ROOT)) for p in LEAVES])
+def test_config(path, tmp_path, random_dataset, reads):
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_file(str(path))  # fails on an unknown key
+    # The real network on small images.
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.WEIGHTS = ""
+    name = random_dataset(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), (name,)
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = [96], 96
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.SOLVER.MAX_ITER = 1
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.freeze()
+
+    reads.clear()
+    trainer = train_net.Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    before = {n: p.clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trainer.train()
+
+    # Offsets that start at zero get no gradient where the features are still constant; all
+    # other trained parameters have moved, and none to NaN.
+    unmoved = [
+        n for n, p in trainer.model.named_parameters() if n in before and torch.equal(p, before[n])
+    ]
+    assert all("offset" in n for n in unmoved), unmoved
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+    assert "bbox" in trainer._last_eval_results
+
+    unread = []
+    for *parents, key in yaml_keys(path):
+        node = cfg
+        for parent in parents:
+            node = node[parent]
+        if (frozenset(node), key) not in reads and key != "VERSION":
+            unread.append(".".join([*parents, key]))
+    assert not unread, f"nothing reads {unread}"

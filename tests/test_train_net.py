@@ -1,0 +1,119 @@
+"""train_net.py as its users run it: train, evaluate, resume, several processes, and mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcn_projects.data.datasets.warped_digits import make_dataset
+
+ROOT = Path(__file__).parents[1]
+CONFIG = "configs/R-FCN/deformable_rfcn_R_14_C5_digits.yaml"
+SMALL = "INPUT.MIN_SIZE_TRAIN [96] INPUT.MIN_SIZE_TEST 96 SOLVER.IMS_PER_BATCH 2 MODEL.DEVICE cpu"
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("datasets")
+    make_dataset(str(folder / "digits_coco"), "coco", size=96, count_train=8, count_test=4)
+    return folder
+
+
+def run(datasets, output, *args, launcher=(sys.executable,), opts=SMALL):
+    command = [*launcher, "train_net.py", "--config-file", CONFIG, *args]
+    if opts is not None:
+        command += [*opts.split(), "OUTPUT_DIR", str(output)]
+    env = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_train_evaluate_resume(datasets, tmp_path):
+    done = run(datasets, tmp_path, "SOLVER.MAX_ITER", "2")
+    assert done.returncode == 0, done.stdout
+    trained = json.loads((tmp_path / "results.json").read_text())
+
+    weights = str(tmp_path / "model_final.pth")
+    again = run(datasets, tmp_path / "eval", "--eval-only", "MODEL.WEIGHTS", weights)
+    assert again.returncode == 0, again.stdout
+    assert json.loads((tmp_path / "eval/results.json").read_text()) == trained
+
+    resumed = run(datasets, tmp_path, "--resume", "SOLVER.MAX_ITER", "4")
+    assert resumed.returncode == 0, resumed.stdout
+    assert "Starting training from iteration 2" in resumed.stdout
+
+
+def test_two_processes(datasets, tmp_path):
+    """torchrun, without GPUs over gloo: both processes train, and evaluate a half each."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    options = ("SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0")
+    done = run(datasets, tmp_path, *options, launcher=(*torchrun, "--master-port", "0"))
+    assert done.returncode == 0, done.stdout
+    assert "World size: 2" in done.stdout
+    assert "bbox" in json.loads((tmp_path / "results.json").read_text())
+    state = torch.load(tmp_path / "model_final.pth", weights_only=False)
+    assert state["iteration"] == 1
+    predictions = torch.load(tmp_path / "inference/instances_predictions.pth", weights_only=False)
+    assert sorted(p["image_id"] for p in predictions) == [0, 1, 2, 3]
+
+
+def break_image(datasets, tmp_path):
+    copy = tmp_path / "digits_coco"
+    subprocess.run(["cp", "-r", str(datasets / "digits_coco"), str(copy)], check=True)
+    for image in (copy / "train").iterdir():
+        image.write_bytes(image.read_bytes()[:200])
+    return tmp_path
+
+
+def truncated(tmp_path):
+    path = tmp_path / "cut.pth"
+    torch.save({"model": {"x": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return str(path)
+
+
+MISTAKES = {
+    "unknown key": ("MODEL.RFCM.GAMMA 0.1", ["MODEL.RFCM"]),
+    "wrong type": ("SOLVER.BASE_LR fast", ["SOLVER.BASE_LR"]),
+    "key without value": ("SOLVER.BASE_LR", ["odd length"]),
+    "unknown data set": ("DATASETS.TRAIN ('digits_coco_trian',)", ["digits_coco_trian"]),
+    "missing weights": ("MODEL.WEIGHTS nowhere/model.pth", ["MODEL.WEIGHTS", "nowhere/model.pth"]),
+    "truncated weights": ("MODEL.WEIGHTS {truncated}", ["MODEL.WEIGHTS", "cut.pth", "cut off"]),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake, datasets, tmp_path):
+    opts, named = MISTAKES[mistake]
+    opts = opts.format(truncated=truncated(tmp_path))
+    done = run(datasets, tmp_path / "out", *opts.split(), opts="MODEL.DEVICE cpu")
+    check_message(done, named)
+
+
+def test_missing_config_file(datasets, tmp_path):
+    done = run(datasets, tmp_path, "--config-file", "configs/none.yaml", opts=None)
+    check_message(done, ["configs/none.yaml"])
+
+
+def test_missing_data_set(tmp_path):
+    done = run(tmp_path / "nothing", tmp_path / "out")
+    check_message(done, ["digits_coco_train", "tools/make_dataset.py"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_image(workers, datasets, tmp_path):
+    broken = break_image(datasets, tmp_path)
+    done = run(broken, tmp_path / "out", "DATALOADER.NUM_WORKERS", str(workers))
+    check_message(done, ["digits_coco/train", "Replace the file"])
+
+
+def check_message(done, named):
+    """One line at the end says what is wrong, and the exit code is not 0."""
+    assert done.returncode == 1, done.stdout
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith("error: ") and all(n in last for n in named), done.stdout[-2000:]

@@ -1,0 +1,122 @@
+#!/usr/bin/env python3
+"""
+Train and evaluate the models of this project.
+
+    python train_net.py --config-file configs/R-FCN/deformable_rfcn_R_101_voc.yaml --num-gpus 4
+    python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+    torchrun --nproc-per-node 2 train_net.py --config-file ...
+"""
+
+import functools
+import json
+import os
+import sys
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, defaults
+from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+from detectron2.utils import comm
+
+from dcn_projects import add_dcn_config
+from dcn_projects.checkpoint import check_weights
+from dcn_projects.data import CheckedDatasetMapper, check_datasets
+from dcn_projects.engine import launch
+from dcn_projects.solver import build_optimizer
+
+# detectron2 passes the index of a GPU, which a model on the CPU must not be given. With None,
+# DistributedDataParallel uses the device that the model is on.
+defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)
+
+
+class Trainer(DefaultTrainer):
+    """detectron2's trainer with this project's optimizer, data mapper and evaluators."""
+
+    @classmethod
+    def build_optimizer(cls, cfg, model):
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg):
+        return build_detection_train_loader(cfg, mapper=CheckedDatasetMapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg, dataset_name):
+        mapper = CheckedDatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+
+    @classmethod
+    def build_evaluator(cls, cfg, dataset_name):
+        evaluator_type = MetadataCatalog.get(dataset_name).evaluator_type
+        if evaluator_type == "coco":
+            return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        if evaluator_type == "pascal_voc":
+            return PascalVOCDetectionEvaluator(dataset_name)
+        raise ValueError(
+            f"DATASETS.TEST: no evaluator for {dataset_name}, of type {evaluator_type}"
+        )
+
+    @classmethod
+    def test(cls, cfg, model, evaluators=None):
+        """As in DefaultTrainer, and the results are also written to OUTPUT_DIR/results.json."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as f:
+                json.dump(results, f, indent=1)
+        return results
+
+
+def setup(args):
+    """Returns the frozen config of the command line; exits with a message if it has an error."""
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    try:
+        cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+    except (KeyError, ValueError, AssertionError) as e:
+        sys.exit(f"error: {args.config_file} {' '.join(args.opts)}: {e.args[0] if e.args else e}")
+    if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
+        print(f"No GPU: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}.")
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.freeze()
+    return cfg
+
+
+def run(args):
+    cfg = setup(args)
+    check_datasets(cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
+    check_weights(cfg.MODEL.WEIGHTS)
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+            cfg.MODEL.WEIGHTS, resume=args.resume
+        )
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+def main(args):
+    try:
+        return run(args)
+    except OSError as e:
+        # A file is missing or cannot be read, and the message names it. An error of a data loader
+        # process carries the traceback of that process, and the message as its last line.
+        sys.exit("error: " + str(e).strip().splitlines()[-1])
+
+
+if __name__ == "__main__":
+    parser = default_argument_parser()
+    parser.set_defaults(config_file=None)
+    args = parser.parse_args()
+    if not args.config_file:
+        parser.error("--config-file is missing: name one of configs/*/*.yaml")
+    launch(main, args)
