@@ -2,7 +2,7 @@
 """
 Train and evaluate the models of this project.
 
-    python train_net.py --config-file configs/R-FCN/deformable_rfcn_R_101_voc.yaml --num-gpus 4
+    python train_net.py --config-file configs/R-FCN/deformable_rfcn_R_101_C5_voc.yaml --num-gpus 4
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
     torchrun --nproc-per-node 2 train_net.py --config-file ...
 """
@@ -13,6 +13,7 @@ import os
 import sys
 
 import torch
+import yaml
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.data import (
@@ -22,6 +23,7 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, defaults
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 
 from dcn_projects import add_dcn_config
@@ -53,18 +55,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        evaluator_type = MetadataCatalog.get(dataset_name).evaluator_type
-        if evaluator_type == "coco":
-            return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
-        if evaluator_type == "pascal_voc":
+        if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
             return PascalVOCDetectionEvaluator(dataset_name)
-        raise ValueError(
-            f"DATASETS.TEST: no evaluator for {dataset_name}, of type {evaluator_type}"
-        )
+        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
-        """As in DefaultTrainer, and the results are also written to OUTPUT_DIR/results.json."""
+        """
+        As in DefaultTrainer, with test-time augmentation where TEST.AUG.ENABLED asks for it. The
+        results are also written to OUTPUT_DIR/results.json.
+        """
+        if cfg.TEST.AUG.ENABLED:
+            model = GeneralizedRCNNWithTTA(cfg, model)
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as f:
@@ -73,50 +75,64 @@ class Trainer(DefaultTrainer):
 
 
 def setup(args):
-    """Returns the frozen config of the command line; exits with a message if it has an error."""
+    """
+    The frozen config of a command line, whose files are known to be there. Exits with one line
+    that names what is wrong.
+    """
     cfg = get_cfg()
     add_dcn_config(cfg)
     try:
         cfg.merge_from_file(args.config_file)
         cfg.merge_from_list(args.opts)
-    except (KeyError, ValueError, AssertionError) as e:
-        sys.exit(f"error: {args.config_file} {' '.join(args.opts)}: {e.args[0] if e.args else e}")
-    if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
-        print(f"No GPU: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}.")
-        cfg.MODEL.DEVICE = "cpu"
-    cfg.freeze()
+        if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
+            print(f"No GPU: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}.")
+            cfg.MODEL.DEVICE = "cpu"
+        cfg.freeze()
+        check_files(cfg, args)
+    except OSError as e:
+        sys.exit(f"error: {e}")
+    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as e:
+        message = " ".join(str(e.args[0] if isinstance(e, KeyError) else e).split())
+        sys.exit(f"error: {args.config_file} {' '.join(args.opts)}: {message}")
     return cfg
 
 
-def run(args):
-    cfg = setup(args)
+def check_files(cfg, args):
+    """Raises OSError or ValueError if data or weights cannot be used."""
     check_datasets(cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
+    for name in cfg.DATASETS.TEST:
+        if MetadataCatalog.get(name).get("evaluator_type") not in ("coco", "pascal_voc"):
+            raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
+    if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        return  # which is loaded instead of MODEL.WEIGHTS
+    if args.eval_only and not cfg.MODEL.WEIGHTS:
+        raise ValueError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate")
     check_weights(cfg.MODEL.WEIGHTS)
-    default_setup(cfg, args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-            cfg.MODEL.WEIGHTS, resume=args.resume
-        )
-        return Trainer.test(cfg, model)
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
 
 
 def main(args):
+    cfg = setup(args)
+    default_setup(cfg, args)
     try:
-        return run(args)
+        if args.eval_only:
+            model = Trainer.build_model(cfg)
+            DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
+                cfg.MODEL.WEIGHTS, resume=args.resume
+            )
+            return Trainer.test(cfg, model)
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        return trainer.train()
     except OSError as e:
-        # A file is missing or cannot be read, and the message names it. An error of a data loader
-        # process carries the traceback of that process, and the message as its last line.
+        # A file cannot be read, and the message names it. An error of a data loader process
+        # carries the traceback of that process, and the message as its last line.
         sys.exit("error: " + str(e).strip().splitlines()[-1])
 
 
 if __name__ == "__main__":
     parser = default_argument_parser()
-    parser.set_defaults(config_file=None)
     args = parser.parse_args()
     if not args.config_file:
         parser.error("--config-file is missing: name one of configs/*/*.yaml")
+    setup(args)  # so that a mistake is told once, not by each of the processes to come
     launch(main, args)

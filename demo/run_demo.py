@@ -5,6 +5,7 @@ what it finds and where its deformable layers look. An interrupted run is taken 
 """
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -66,6 +67,9 @@ def train(cfg, args):
     if same and (OUTPUT / "model_final.pth").exists() and (OUTPUT / "results.json").exists():
         print(f"{OUTPUT} holds the trained model: nothing to train.")
         return
+    if OUTPUT.exists() and not same:
+        print(f"{OUTPUT} is of another config: starting anew.")
+        shutil.rmtree(OUTPUT)
     default_setup(cfg, args)
     trainer = train_net.Trainer(cfg)
     trainer.resume_or_load(resume=same)
@@ -93,6 +97,7 @@ def draw_where_it_looks(predictor, image) -> np.ndarray:
     of res5, stacked, for the cell in its middle; right its deformed bins.
     """
     model = predictor.model
+    image = predictor.aug.get_transform(image).apply_image(image)
     tensor = torch.from_numpy(image.transpose(2, 0, 1).astype("float32"))
     with record_offsets(model) as offsets:
         images = model.preprocess_image([{"image": tensor}])
@@ -116,7 +121,7 @@ def draw_where_it_looks(predictor, image) -> np.ndarray:
 
 def main():
     args = default_argument_parser().parse_args(
-        ["--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT), *sys.argv[1:]]
+        ["--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
     )
     cfg = train_net.setup(args)
     check_datasets(cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)

@@ -23,11 +23,12 @@ def datasets(tmp_path_factory):
     return folder
 
 
-def run(datasets, output, *args, launcher=(sys.executable,), opts=SMALL):
-    command = [*launcher, "train_net.py", "--config-file", CONFIG, *args]
+def run(datasets, output, *args, launcher=(sys.executable, "train_net.py"), opts=SMALL):
+    command = [*launcher, "--config-file", CONFIG, *args]
     if opts is not None:
         command += [*opts.split(), "OUTPUT_DIR", str(output)]
     env = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
+    env["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -48,12 +49,38 @@ def test_train_evaluate_resume(datasets, tmp_path):
     assert "Starting training from iteration 2" in resumed.stdout
 
 
+# Runs train_net.py and writes what the processes have at the end.
+TWO_PROCESSES = """
+import json, sys
+import train_net
+from detectron2.utils import comm
+
+class Trainer(train_net.Trainer):
+    def train(self):
+        super().train()
+        sums = comm.all_gather([p.double().sum().item() for p in self.model.parameters()])
+        ranks = comm.all_gather((comm.get_rank(), comm.get_local_rank(), comm.get_local_size()))
+        if comm.is_main_process():
+            with open(self.cfg.OUTPUT_DIR + "/processes.json", "w") as f:
+                json.dump({"sums": sums, "ranks": ranks}, f)
+
+train_net.Trainer = Trainer
+train_net.launch(train_net.main, train_net.default_argument_parser().parse_args())
+"""
+
+
 def test_two_processes(datasets, tmp_path):
-    """torchrun, without GPUs over gloo: both processes train, and evaluate a half each."""
+    """torchrun, without GPUs over gloo: both processes train the same model, on images of their
+    own, and evaluate a half each."""
+    script = tmp_path / "train_two.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})" + TWO_PROCESSES)
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     options = ("SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0")
-    done = run(datasets, tmp_path, *options, launcher=(*torchrun, "--master-port", "0"))
+    done = run(datasets, tmp_path, *options, launcher=(*torchrun, "--master-port", "0", script))
     assert done.returncode == 0, done.stdout
+    processes = json.loads((tmp_path / "processes.json").read_text())
+    assert processes["sums"][0] == processes["sums"][1]
+    assert processes["ranks"] == [[0, 0, 2], [1, 1, 2]]
     assert "World size: 2" in done.stdout
     assert "bbox" in json.loads((tmp_path / "results.json").read_text())
     state = torch.load(tmp_path / "model_final.pth", weights_only=False)
@@ -82,6 +109,7 @@ MISTAKES = {
     "wrong type": ("SOLVER.BASE_LR fast", ["SOLVER.BASE_LR"]),
     "key without value": ("SOLVER.BASE_LR", ["odd length"]),
     "unknown data set": ("DATASETS.TRAIN ('digits_coco_trian',)", ["digits_coco_trian"]),
+    "nothing to evaluate": ("--eval-only", ["MODEL.WEIGHTS is empty"]),
     "missing weights": ("MODEL.WEIGHTS nowhere/model.pth", ["MODEL.WEIGHTS", "nowhere/model.pth"]),
     "truncated weights": ("MODEL.WEIGHTS {truncated}", ["MODEL.WEIGHTS", "cut.pth", "cut off"]),
 }

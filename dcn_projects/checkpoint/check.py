@@ -1,24 +1,32 @@
 import zipfile
 
-from iopath.common.file_io import g_pathmgr
+from detectron2.utils.file_io import PathManager
 
 __all__ = ["check_weights"]
 
 
 def check_weights(path: str) -> None:
     """
-    Find out before a model is built whether its weights can be read. Names that begin with a
-    scheme (`detectron2://`, `https://`) are left to detectron2, which downloads them.
+    Find out before a model is built whether its weights can be read. Files that a scheme names
+    (`detectron2://`, `https://`) are downloaded to detectron2's cache.
 
     Args:
         path: value of MODEL.WEIGHTS; empty means random weights
     Raises:
         FileNotFoundError: if there is no such file
-        OSError: if a .pth file was cut off or is none
+        OSError: if it cannot be downloaded, or a .pth file was cut off or is none
     """
-    if not path or "://" in path:
+    if not path:
         return
-    if not g_pathmgr.isfile(path):
+    if "://" in path:
+        try:
+            path = PathManager.get_local_path(path)
+        except OSError as e:
+            raise OSError(
+                f"MODEL.WEIGHTS: {path} cannot be downloaded ({e}). Download it elsewhere and give "
+                "the path of the file, or '' to start from random weights."
+            ) from e
+    if not PathManager.isfile(path):
         raise FileNotFoundError(
             f"MODEL.WEIGHTS: {path} does not exist. Give the path of a checkpoint, "
             "or '' to start from random weights."

@@ -41,10 +41,16 @@ def rename_rfcn(arrays: dict[str, np.ndarray], input_format: str = "BGR") -> dic
     Returns:
         dict: state of the model, without pixel mean and deviation
     Raises:
-        ValueError: if there is an array that is none of this network's
+        ValueError: if an array is missing, or there is one that is none of this network's
     """
     params = {}
     rest = {key.split(":", 1)[1]: array for key, array in arrays.items()}
+
+    def take(name: str) -> np.ndarray:
+        if name not in rest:
+            raise ValueError(f"{name} is missing: not all of an R-FCN")
+        return rest.pop(name)
+
     # A saved detector also holds its box layer with the deviations of the targets multiplied in;
     # the raw one is what BBOX_REG_WEIGHTS (10, 10, 5, 5) belongs to.
     for name in ("rfcn_bbox_weight_test", "rfcn_bbox_bias_test"):
@@ -59,21 +65,21 @@ def rename_rfcn(arrays: dict[str, np.ndarray], input_format: str = "BGR") -> dic
 
     rpn = "proposal_generator.rpn_head."
     for kind in ("weight", "bias"):
-        params[f"{rpn}conv.{kind}"] = rest.pop(f"rpn_conv_3x3_{kind}")
+        params[f"{rpn}conv.{kind}"] = take(f"rpn_conv_3x3_{kind}")
         # Softmax over (background, foreground) is the sigmoid of their difference.
-        background, foreground = np.split(rest.pop(f"rpn_cls_score_{kind}"), 2)
+        background, foreground = np.split(take(f"rpn_cls_score_{kind}"), 2)
         params[f"{rpn}objectness_logits.{kind}"] = foreground - background
-        params[f"{rpn}anchor_deltas.{kind}"] = rest.pop(f"rpn_bbox_pred_{kind}")
-        params[f"score_maps.conv_new.{kind}"] = rest.pop(f"conv_new_1_{kind}")
+        params[f"{rpn}anchor_deltas.{kind}"] = take(f"rpn_bbox_pred_{kind}")
+        params[f"score_maps.conv_new.{kind}"] = take(f"conv_new_1_{kind}")
         # Class 0 is the background there, class K here.
-        cls = rest.pop(f"rfcn_cls_{kind}")
+        cls = take(f"rfcn_cls_{kind}")
         params[f"score_maps.rfcn_cls.{kind}"] = np.roll(cls, -_BINS, axis=0)
         # The first of two boxes is the background's, and unused.
-        params[f"score_maps.rfcn_bbox.{kind}"] = rest.pop(f"rfcn_bbox_{kind}")[4 * _BINS :]
+        params[f"score_maps.rfcn_bbox.{kind}"] = take(f"rfcn_bbox_{kind}")[4 * _BINS :]
         if f"rfcn_cls_offset_t_{kind}" in rest:
-            cls = rest.pop(f"rfcn_cls_offset_t_{kind}")
+            cls = take(f"rfcn_cls_offset_t_{kind}")
             params[f"score_maps.rfcn_cls_offset.{kind}"] = np.roll(cls, -2 * _BINS, axis=0)
-            params[f"score_maps.rfcn_bbox_offset.{kind}"] = rest.pop(f"rfcn_bbox_offset_t_{kind}")
+            params[f"score_maps.rfcn_bbox_offset.{kind}"] = take(f"rfcn_bbox_offset_t_{kind}")
     if rest:
         raise ValueError(f"not parameters of an R-FCN: {sorted(rest)}")
     return params

@@ -13,7 +13,7 @@ class CheckedDatasetMapper(DatasetMapper):
         """
         try:
             return super().__call__(dataset_dict)
-        except Exception as e:
+        except (OSError, ValueError) as e:
             raise OSError(
                 f"Cannot use {dataset_dict['file_name']} ({' '.join(str(e).split())}). "
                 "Replace the file, or take the image out of the annotations."

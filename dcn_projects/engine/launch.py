@@ -15,14 +15,12 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
     """
     Run `main(args)` in as many processes as asked for: those of torchrun, if it started this
     program, else those of `--num-gpus` and `--num-machines` through detectron2's launcher.
-    Without a GPU it is one process, or as many as torchrun started, over gloo.
+    With fewer GPUs than processes, torchrun's talk over gloo; without torchrun and a GPU it is one.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun()
-        try:
-            main(args)
-        finally:
-            dist.destroy_process_group()
+        main(args)
+        dist.destroy_process_group()
     elif torch.cuda.is_available():
         engine.launch(
             main,
@@ -41,7 +39,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
 
 
 def _join_torchrun() -> None:
-    use_cuda = torch.cuda.is_available()
+    use_cuda = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if use_cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if use_cuda else "gloo")

@@ -83,8 +83,8 @@ def _modulate(pooled: Tensor, mask: Tensor) -> Tensor:
     fits = mask.dim() == 4 and mask.shape[0] == R and list(mask.shape[2:]) == size
     if not fits or mask.shape[1] == 0 or D % mask.shape[1]:
         raise RuntimeError(
-            f"deform_roi_pool: mask must be ({R}, m, {size[0]}, {size[1]}), where m divides the {D} "
-            f"output channels; got {list(mask.shape)}"
+            f"deform_roi_pool: mask must be ({R}, m, {size[0]}, {size[1]}), where m divides the "
+            f"{D} output channels; got {list(mask.shape)}"
         )
     if not mask.is_floating_point() or mask.device != pooled.device:
         raise RuntimeError(

@@ -4,6 +4,7 @@ NumPy arrays in the order of detectron2, (x, y) and (x0, y0, x1, y1), in pixels 
 input; cells of a feature map are (row, column).
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,19 +50,19 @@ def record_offsets(model: nn.Module) -> Iterator[dict[str, list[LayerOffsets]]]:
     recorded: dict[str, list[LayerOffsets]] = {}
 
     def recorder(name):
-        def hook(layer, inputs):
-            pooling = isinstance(layer, DeformROIPool)
-            offset = inputs[2] if pooling and len(inputs) > 2 else None if pooling else inputs[1]
-            if offset is None:
+        def hook(layer, args, kwargs):
+            inputs = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+            if inputs.get("offset") is None:
                 return
-            rois = inputs[1].detach().cpu().numpy() if pooling else None
+            offset, rois = inputs["offset"], inputs.get("rois")
+            rois = None if rois is None else rois.detach().cpu().numpy()
             entry = LayerOffsets(layer, offset.detach().float().cpu().numpy(), rois)
             recorded.setdefault(name, []).append(entry)
 
         return hook
 
     handles = [
-        module.register_forward_pre_hook(recorder(name))
+        module.register_forward_pre_hook(recorder(name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, (DeformConv, ModulatedDeformConv, DeformROIPool))
     ]
@@ -114,7 +115,8 @@ def roi_bins(entry: LayerOffsets, roi: int, category: int) -> np.ndarray:
         ndarray: (part * part, 4), the bins of the RoI, each moved by gamma * RoI size * offset
     """
     x0, y0, x1, y1 = np.floor(entry.rois[roi, 1:] + 0.5)
-    size = np.maximum((x1 - x0, y1 - y0), 1.0)
+    # A RoI has at least a tenth of a cell.
+    size = np.maximum((x1 - x0, y1 - y0), 0.1 / entry.layer.spatial_scale)
     offset = entry.offset[roi].reshape(-1, 2, *entry.offset.shape[-2:])
     offset = offset[category if len(offset) > 1 else 0]
     rows, columns = offset.shape[1:]

@@ -1,7 +1,9 @@
 import pickle
+import urllib.error
 
 import pytest
 import torch
+from detectron2.utils.file_io import PathManager
 
 from dcn_projects.checkpoint import check_weights
 
@@ -13,9 +15,22 @@ def test_checkpoints_of_torch_pass(tmp_path, zipped):
     check_weights(path)
 
 
-@pytest.mark.parametrize("name", ["", "detectron2://ImageNetPretrained/MSRA/R-101.pkl"])
-def test_names_that_are_no_local_files_pass(name):
-    check_weights(name)
+def test_no_weights_are_wanted():
+    check_weights("")
+
+
+def test_download(tmp_path, monkeypatch):
+    local = tmp_path / "R-101.pkl"
+    local.touch()
+    monkeypatch.setattr(PathManager, "get_local_path", lambda path: str(local))
+    check_weights("detectron2://ImageNetPretrained/MSRA/R-101.pkl")
+
+    def fail(path):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(PathManager, "get_local_path", fail)
+    with pytest.raises(OSError, match="MODEL.WEIGHTS: detectron2://.*R-101.pkl.*no network"):
+        check_weights("detectron2://ImageNetPretrained/MSRA/R-101.pkl")
 
 
 def test_other_formats_are_left_to_detectron2(tmp_path):

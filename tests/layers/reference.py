@@ -66,7 +66,7 @@ def _roi_axis(start: float, end: float, spatial_scale: float, shift: float) -> t
 
 
 def ps_roi_pool(input: Tensor, rois: Tensor, output_size, spatial_scale, group_size=None) -> Tensor:
-    """A bin is the mean of the cells that it touches in its own channel (arXiv 1605.06409, Eq. 1)."""
+    """A bin is the mean of the cells that it touches in its channel (arXiv 1605.06409, Eq. 1)."""
     (Ph, Pw), (Gh, Gw) = _pair(output_size), _pair(group_size or output_size)
     N, C, H, W = input.shape
     D = C // (Gh * Gw)

@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from dcn_projects.layers import DeformROIPool, deform_roi_pool
 from tests.devices import CUDA, DEVICES
 from tests.layers import reference
+from tests.layers.test_deform_conv import needs_memory
 
 GOLDENS = Path(__file__).parents[1] / "goldens/mxnet_ops/DeformablePSROIPooling.npz"
 TENSORS = ["input", "offset", "mask"]
@@ -31,6 +32,7 @@ def make_inputs(
     N=2,
     D=4,
     size=(9, 8),
+    copies=1,
     rois=ROIS,
     classes=2,
     part=(3, 3),
@@ -44,6 +46,7 @@ def make_inputs(
     integers, where derivatives jump. classes=0: no offset, masks=0: no mask.
     """
     generator = torch.Generator().manual_seed(0)
+    rois = rois * copies
 
     def rand(*shape):
         return torch.rand(shape, generator=generator, dtype=torch.float64)
@@ -109,7 +112,7 @@ def assert_all_close(actual, expected, tolerance):
         dict(classes=1, D=150, output_size=(2, 2), masks=0),  # several blocks of channels
         dict(size=(1, 1)),
         dict(size=(40, 1), sampling_ratio=4),  # few samples, far apart
-        dict(rois=[[1, 2, 2, 30, 32]] * 20, D=2, output_size=(2, 2)),
+        dict(copies=3, D=2, output_size=(2, 2)),
     ],
     ids=str,
 )
@@ -277,9 +280,10 @@ def test_worked_example(device):
 @pytest.mark.parametrize(
     "position,value,slope",
     [
-        (-0.75, 0, 0),  # not kept
-        (-0.5, 0, 0),  # kept, clamped
+        (-0.75, 0, 0),  # does not count
+        (-0.5, 0, 0),  # counts, clamped
         (0, 0, 0),
+        (1e-9, 1e-9, 1),  # 1 - 1e-9 is 1 in float32
         (0.25, 0.25, 1),
         (4, 4, 0),
         (6.75, 6.75, 1),
@@ -288,21 +292,21 @@ def test_worked_example(device):
         (7.75, 0, 0),
     ],
 )
-def test_slope_at_integers_and_borders(device, position, value, slope):
-    # One sample, at x = 4.5 + offset, on a map that ascends by 1 a column.
-    input = torch.arange(8.0, dtype=torch.float64, device=device).repeat(6, 1)
-    rois = torch.tensor([[0, 4.5, 3.5, 12.5, 11.5]], device=device).double()
-    for transposed in (False, True):
-        offset = torch.zeros(1, 2, 1, 1, dtype=torch.float64, device=device)
-        offset[0, int(transposed)] = position - 4.5
-        offset.requires_grad_()
-        if transposed:
-            input, rois = input.T, rois[:, [0, 2, 1, 4, 3]]
-        out = deform_roi_pool(input[None, None], rois, offset, 1, 1.0, 1, gamma=1 / 8)
-        (grad,) = torch.autograd.grad(out.sum(), offset)
-        assert out.item() == value
-        assert grad[0, int(transposed)].item() == slope
-        assert grad[0, 1 - int(transposed)].item() == 0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_slope_at_integers_and_borders(device, dtype, position, value, slope, axis):
+    # One sample of a map that ascends by 1 a cell along the axis. The RoI is 8 cells long and
+    # starts at cell 0, so that the offset is the position.
+    input = torch.arange(8, dtype=dtype, device=device).expand(1, 1, 8, 8)
+    input = input.transpose(2, 3) if axis else input
+    rois = torch.tensor([[0, 1.0, 1, 17, 17]], dtype=dtype, device=device)
+    offset = torch.zeros(1, 2, 1, 1, dtype=dtype, device=device)
+    offset[0, axis] = position
+    offset.requires_grad_()
+    out = deform_roi_pool(input, rois, offset, 1, 0.5, sampling_ratio=1, gamma=1 / 8)
+    (grad,) = torch.autograd.grad(out.sum(), offset)
+    assert out.item() == pytest.approx(value)
+    assert grad.flatten().tolist() == ([0, slope] if axis else [slope, 0])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -441,7 +445,7 @@ def test_autocast():
     ids=str,
 )
 def test_threads_do_not_change_the_result(case):
-    inputs = make_inputs(dtype=torch.float32, part=(2, 2), rois=ROIS * 5, **case)
+    inputs = make_inputs(dtype=torch.float32, part=(2, 2), copies=5, **case)
     threads, all_results = torch.get_num_threads(), []
     try:
         for n in (1, 2, 3):
@@ -497,6 +501,33 @@ def test_error_names_devices(device):
     for k in ["rois", "offset", "mask"]:
         with pytest.raises(RuntimeError, match="cpu"):
             deform_roi_pool(**{**inputs, k: inputs[k].detach().cpu()})
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_input_of_more_than_2_31_elements(device):
+    needs_memory(device, 12)
+    input = torch.zeros(2, 12, 9464, 9464, device=device)
+    assert input.numel() > 2**31
+    input[-1, -1, -1, -1] = 1
+    rois = torch.tensor([[1, 9462.0, 9462, 9464, 9464]], device=device)
+    offset = torch.zeros(1, 6, 2, 2, device=device)
+    # Samples at the last cell less 1/2, less 1/4, itself, and beyond it.
+    expected = torch.zeros(1, 3, 2, 2, device=device)
+    expected[0, -1, -1, -1] = ((0.5 + 0.75 + 1 + 1) / 4) ** 2
+    assert_close(deform_roi_pool(input, rois, offset, 2, 1.0, group_size=2), expected)
+
+
+@pytest.mark.parametrize("device", [CUDA])  # half a minute on a CPU
+def test_gradient_of_more_than_2_31_elements(device):
+    needs_memory(device, 20)
+    # The values are not needed here.
+    input = torch.zeros(1, 1, 1, 1, device=device).expand(2, 12, 9464, 9464).requires_grad_()
+    rois = torch.tensor([[1, 9462.0, 9462, 9464, 9464]], device=device)
+    out = deform_roi_pool(input, rois, None, 2, 1.0, sampling_ratio=1, group_size=2)
+    (grad,) = torch.autograd.grad(out[0, -1, -1, -1], input)
+    # The sample lies between the last two cells of both axes.
+    assert grad.count_nonzero() == 4
+    assert torch.equal(grad[-1, -1, -2:, -2:], torch.full((2, 2), 0.25, device=device))
 
 
 def test_module():

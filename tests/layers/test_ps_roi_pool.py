@@ -9,6 +9,7 @@ from torch.testing import assert_close
 from dcn_projects.layers import PSROIPool, ps_roi_pool
 from tests.devices import CUDA, DEVICES
 from tests.layers import reference
+from tests.layers.test_deform_conv import needs_memory
 
 GOLDENS = Path(__file__).parents[1] / "goldens/mxnet_ops/PSROIPooling.npz"
 SCALE = 1 / 4
@@ -293,6 +294,29 @@ def test_error_names_devices(device):
     inputs = make_inputs(device)
     with pytest.raises(RuntimeError, match=r"on the device of input \(cuda:0\), got cpu"):
         ps_roi_pool(**{**inputs, "rois": inputs["rois"].cpu()})
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_input_of_more_than_2_31_elements(device):
+    needs_memory(device, 12)
+    input = torch.zeros(2, 12, 9464, 9464, device=device)
+    assert input.numel() > 2**31
+    input[-1, -1, -1, -1] = 1
+    rois = torch.tensor([[1, 9460.0, 9460, 9464, 9464]], device=device)
+    expected = torch.zeros(1, 3, 2, 2, device=device)
+    expected[0, -1, -1, -1] = 0.25  # of 2 x 2 cells
+    assert torch.equal(ps_roi_pool(input, rois, 2, 1.0), expected)
+
+
+@pytest.mark.parametrize("device", [CUDA])  # half a minute on a CPU
+def test_gradient_of_more_than_2_31_elements(device):
+    needs_memory(device, 20)
+    # The values are not needed here.
+    input = torch.zeros(1, 1, 1, 1, device=device).expand(2, 12, 9464, 9464).requires_grad_()
+    rois = torch.tensor([[1, 9460.0, 9460, 9464, 9464]], device=device)
+    (grad,) = torch.autograd.grad(ps_roi_pool(input, rois, 2, 1.0)[0, -1, -1, -1], input)
+    assert grad.count_nonzero() == 4
+    assert torch.equal(grad[-1, -1, -2:, -2:], torch.full((2, 2), 0.25, device=device))
 
 
 def test_module():

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_proposal_generator
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
@@ -87,6 +87,31 @@ def test_losses(rpn):
     assert_close(losses["loss_rpn_cls"], cls)
     wanted = rpn.box2box_transform.get_deltas(anchors[0].tensor[positive], boxes[0][positive])
     assert_close(losses["loss_rpn_loc"], (deltas[positive] - wanted).abs().sum() / 256)
+
+
+def test_an_object_at_the_border_has_a_positive_anchor(rpn):
+    """Of all anchors the best for it crosses the border; of those inside one becomes positive."""
+    box = torch.tensor([[0.0, 30, 20, 58]])
+    (anchors,) = rpn.anchor_generator([torch.zeros(1, 4, 4, 4)])
+    inside = anchors.inside_box((64, 64), 1)
+    iou = pairwise_iou(Boxes(box), anchors)[0]
+    best = iou[inside].max()
+    assert best < iou.max() and best < 0.7
+    target = Instances((64, 64), gt_boxes=Boxes(box))
+    labels, matched = rpn.label_and_sample_anchors([anchors], [target])
+    assert ((labels[0] == 1) == (inside & (iou == best))).all()
+    assert_close(matched[0][labels[0] == 1], box)
+
+
+def test_images_are_labelled_within_their_own_borders(rpn):
+    """Also without objects, or with one that touches no anchor inside."""
+    (anchors,) = rpn.anchor_generator([torch.zeros(1, 4, 6, 6)])
+    for size, boxes in ((96, 96), [[8.0, 8, 40, 40]]), ((50, 70), []), ((20, 94), [[88, 0, 93, 2]]):
+        boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+        labels, _ = rpn.label_and_sample_anchors([anchors], [Instances(size, gt_boxes=boxes)])
+        assert ((labels[0] >= 0) <= anchors.inside_box(size, 1)).all()
+        assert (labels[0] == 1).any() == (size == (96, 96))
+        assert (labels[0] == 0).any()
 
 
 def test_objectness_starts_as_a_difference_of_two_filters():

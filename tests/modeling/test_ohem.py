@@ -93,6 +93,19 @@ def test_images_without_objects():
     assert losses["loss_box_reg"] == 0 and torch.isfinite(losses["loss_cls"])
 
 
+def test_a_batch_with_and_without_objects():
+    """The second image has neither gt_boxes nor foreground."""
+    predictions, proposals = make_inputs(agnostic=False)
+    proposals[1].remove("gt_boxes")
+    proposals[1].gt_classes.fill_(K)
+    with EventStorage():
+        losses = make_outputs(5, agnostic=False).losses(predictions, proposals)
+    cls, box = slow_losses(predictions, proposals, 5)
+    assert box > 0
+    assert_close(losses["loss_cls"], cls)
+    assert_close(losses["loss_box_reg"], box)
+
+
 def test_zero_is_off():
     predictions, proposals = make_inputs(agnostic=True)
     with EventStorage():

@@ -98,6 +98,7 @@ class DeformBottleneckBlock(BottleneckBlock):
             norm=get_norm(norm, bottleneck_channels),
             legacy_border=deform_legacy_border,
         )
+        self.conv2.weight = plain.weight  # initialised as the plain block's
 
     def forward(self, x):
         out = F.relu_(self.conv1(x))

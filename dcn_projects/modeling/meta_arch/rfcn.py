@@ -14,7 +14,7 @@ class RFCNScoreMaps(nn.Module):
     the features, and one per map. A map holds k x k channels per class or coordinate, in the order
     (class, bin row, bin column); the background is the last class. With `deform_pool` there are
     also offset maps (arXiv 1703.06211, Sec. 2.2), of 2 k x k channels (x, y) for every class, and
-    of one pair for the box.
+    of one pair for the box. All classes share one box.
     """
 
     @configurable
@@ -25,7 +25,6 @@ class RFCNScoreMaps(nn.Module):
         in_channels: int,
         conv_dim: int,
         num_classes: int,
-        cls_agnostic_bbox_reg: bool,
         group_size: int,
         deform_pool: bool,
     ):
@@ -35,17 +34,15 @@ class RFCNScoreMaps(nn.Module):
             in_channels: its channels
             conv_dim: channels of `conv_new`
             num_classes: K, without the background
-            cls_agnostic_bbox_reg: one box for all classes, else one each
             group_size: k
             deform_pool: make offset maps
-        """  # fmt: skip
+        """
         super().__init__()
         self.in_feature = in_feature
         bins = group_size**2
         self.conv_new = Conv2d(in_channels, conv_dim, kernel_size=1)
         self.rfcn_cls = Conv2d(conv_dim, bins * (num_classes + 1), kernel_size=1)
-        box_classes = 1 if cls_agnostic_bbox_reg else num_classes
-        self.rfcn_bbox = Conv2d(conv_dim, bins * 4 * box_classes, kernel_size=1)
+        self.rfcn_bbox = Conv2d(conv_dim, bins * 4, kernel_size=1)
         for layer in (self.conv_new, self.rfcn_cls, self.rfcn_bbox):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
@@ -65,7 +62,6 @@ class RFCNScoreMaps(nn.Module):
             "in_channels": input_shape[feature].channels,
             "conv_dim": cfg.MODEL.RFCN.CONV_DIM,
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            "cls_agnostic_bbox_reg": cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG,
             "group_size": cfg.MODEL.RFCN.GROUP_SIZE,
             "deform_pool": cfg.MODEL.RFCN.DEFORM_POOL,
         }

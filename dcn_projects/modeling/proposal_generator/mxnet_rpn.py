@@ -2,6 +2,7 @@ import torch
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
+from detectron2.structures import Boxes, pairwise_iou
 from torch import nn
 
 from ..box_clipping import clip_to_a_pixel
@@ -15,7 +16,7 @@ class MXNetRPNHead(StandardRPNHead):
     detectron2's head, started as the two-way softmax of the original: its one logit is the
     difference of a foreground and a background filter, each N(0, 0.01). The two filters move in
     opposite directions, so that their difference learns twice as fast: give `objectness_logits`
-    a factor of 2 in SOLVER.LR_FACTORS.
+    a factor of 2 in SOLVER.LR_FACTORS (which also doubles its decay, unlike the original's).
     """
 
     def __init__(self, *args, **kwargs):
@@ -27,13 +28,43 @@ class MXNetRPNHead(StandardRPNHead):
 class MXNetRPN(RPN):
     """
     RPN with the conventions of the MXNet code of Deformable ConvNets where they differ from
-    detectron2's: which cells propose, how proposals are clipped, and the mean that the
-    classification loss takes.
+    detectron2's: which anchors are matched, which cells propose, how proposals are clipped, and
+    the mean that the classification loss takes.
     """
 
+    @torch.no_grad()
+    def label_and_sample_anchors(self, anchors, gt_instances):
+        """
+        As in RPN, but the anchors that BOUNDARY_THRESH leaves out do not take part in the matching,
+        where RPN only takes their labels away. So an object whose best anchor crosses the border
+        of the image still has a positive one.
+        """
+        anchors = Boxes.cat(anchors)
+        labels, matched_boxes = [], []
+        for targets in gt_instances:
+            inside = torch.arange(len(anchors), device=anchors.device)
+            if self.anchor_boundary_thresh >= 0:
+                inside = inside[anchors.inside_box(targets.image_size, self.anchor_boundary_thresh)]
+            iou = pairwise_iou(targets.gt_boxes, anchors[inside])
+            # An object that touches no anchor would have all of them as its best.
+            touched = (iou > 0).any(dim=1)
+            boxes = targets.gt_boxes.tensor[touched]
+            matches, inside_labels = self.anchor_matcher(iou[touched])
+            label = torch.full((len(anchors),), -1, dtype=torch.int8, device=anchors.device)
+            label[inside] = inside_labels
+            matched = torch.zeros_like(anchors.tensor)
+            if len(boxes) > 0:
+                matched[inside] = boxes[matches]
+            labels.append(self._subsample_labels(label))
+            matched_boxes.append(matched)
+        return labels, matched_boxes
+
     def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
-        """As in RPN, but the classification loss is the mean over the anchors that were sampled,
-        which may be fewer than BATCH_SIZE_PER_IMAGE. The box loss is still divided by that."""
+        """
+        As in RPN, but the classification loss is the mean over the anchors that were sampled in
+        the batch, which may be fewer than BATCH_SIZE_PER_IMAGE per image. The box loss is still
+        divided by that.
+        """
         losses = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )

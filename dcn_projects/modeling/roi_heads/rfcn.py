@@ -60,6 +60,10 @@ class RFCNROIHeads(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+            raise ValueError(
+                "R-FCN has one box for all classes: CLS_AGNOSTIC_BBOX_REG must be True"
+            )
         (feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
         keys = cfg.MODEL.RFCN
         size = dict(
@@ -108,11 +112,12 @@ class RFCNROIHeads(ROIHeads):
             rois: (R, 5)
             kind: "cls" or "bbox"
         Returns:
-            Tensor: (R, D), the mean over the k x k bins; empty bins count as 0
+            Tensor: (R, D), float32, the mean over the k x k bins; empty bins count as 0
         """
+        # In 16 bits an offset would be off by tenths of a pixel in a large RoI.
         if self.offset_pooler is None:
-            pooled = self.pooler(maps[kind], rois)
+            pooled = self.pooler(maps[kind].float(), rois)
         else:
-            offset = self.offset_pooler(maps[kind + "_offset"], rois)
-            pooled = self.pooler(maps[kind], rois, offset)
+            offset = self.offset_pooler(maps[kind + "_offset"].float(), rois)
+            pooled = self.pooler(maps[kind].float(), rois, offset)
         return pooled.mean(dim=(2, 3))

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../common/target_clones.h"
@@ -20,8 +21,8 @@
 //
 // A bin is not summed sample by sample. Its samples form a grid, so that it is
 //   sum_r rows.weight[r] * sum_c cols.weight[c] * x[rows.first + r][cols.first + c] / samples,
-// where the weight of a row or column is that of all samples beside it: usually 2 or 3 for 4
-// samples.
+// where the weight of a row or column is that of all samples beside it: usually there are 2 or
+// 3 for 4 samples.
 
 namespace dcn_projects {
 namespace {
@@ -29,19 +30,35 @@ namespace {
 constexpr char kName[] = "deform_roi_pool";
 constexpr int kLanes = 16;  // RoIs whose windows are found together
 
-// Clamps sample positions (sampling_ratio, kLanes) in place, and finds per lane the first and last
-// cell that one of them reads, and how many count.
+// One axis of kLanes bins.
 template <typename T>
-DCN_HOST_DEVICE void clamp_samples_body(T* position, int sampling_ratio, int size, int* first,
-                                        int* last, T* samples) {
+struct AxisWindows {
+  T start[kLanes], step[kLanes];  // of the samples, set before find(); NaN to read nothing
+  int first[kLanes], last[kLanes];
+  T samples[kLanes];                  // how many count
+  std::vector<T> weight, slope;       // (cells, kLanes)
+  std::vector<T> position, fraction;  // (sampling_ratio, kLanes)
+
+  void set(int lane, const SampleLine<T>& line) {
+    start[lane] = line.start;
+    step[lane] = line.step;
+  }
+  void find(int sampling_ratio, int size);
+};
+
+// Clamps the positions and splits them into whole part and fraction. Finds the first and last cell
+// that is read.
+template <typename T>
+DCN_HOST_DEVICE void clamp_samples_body(AxisWindows<T>& w, int size) {
   const T beyond = static_cast<T>(size);
   T lowest[kLanes], highest[kLanes];
   for (int lane = 0; lane < kLanes; ++lane) {
     lowest[lane] = beyond;
     highest[lane] = -1;
-    samples[lane] = 0;
+    w.samples[lane] = 0;
   }
-  for (int k = 0; k < sampling_ratio; ++k, position += kLanes) {
+  for (size_t k = 0; k < w.position.size(); k += kLanes) {
+    T *position = w.position.data() + k, *fraction = w.fraction.data() + k;
 #pragma omp simd
     for (int lane = 0; lane < kLanes; ++lane) position[lane] = clamp_sample(position[lane], size);
 #pragma omp simd
@@ -49,84 +66,71 @@ DCN_HOST_DEVICE void clamp_samples_body(T* position, int sampling_ratio, int siz
       const T p = position[lane], kept = p < 0 ? beyond : p;
       lowest[lane] = lowest[lane] < kept ? lowest[lane] : kept;
       highest[lane] = highest[lane] < p ? p : highest[lane];
-      samples[lane] += p < 0 ? T(0) : T(1);
+      w.samples[lane] += p < 0 ? T(0) : T(1);
+      position[lane] = static_cast<T>(static_cast<int>(p));
+      fraction[lane] = p - position[lane];
     }
   }
 #pragma omp simd
   for (int lane = 0; lane < kLanes; ++lane) {
-    first[lane] = static_cast<int>(lowest[lane]);
-    last[lane] = static_cast<int>(highest[lane]);
-    last[lane] += static_cast<T>(last[lane]) < highest[lane];
+    w.first[lane] = static_cast<int>(lowest[lane]);
+    const int last = static_cast<int>(highest[lane]);
+    w.last[lane] = last + (static_cast<T>(last) < highest[lane]);
   }
 }
 
-// A sample weighs 1 - distance on the cells less than 1 away from it. slope is the derivative by
-// the position of the samples: 0 for a sample on a whole coordinate, thus also for one that was
-// clamped.
+// A sample weighs 1 - fraction on the cell of its whole part and fraction on the next. slope is the
+// derivative by the position of the samples: 0 for a sample on a whole coordinate, thus also for
+// one that was clamped.
 template <typename T>
-DCN_HOST_DEVICE void weigh_cells_body(const T* position, int sampling_ratio, const int* first,
-                                      int cells, T* weight, T* slope) {
-  for (int c = 0; c < cells; ++c, weight += kLanes, slope += kLanes) {
-    std::fill_n(weight, kLanes, T(0));
-    std::fill_n(slope, kLanes, T(0));
-    for (int k = 0; k < sampling_ratio; ++k) {
+DCN_HOST_DEVICE void weigh_cells_body(AxisWindows<T>& w) {
+  std::fill(w.weight.begin(), w.weight.end(), T(0));
+  std::fill(w.slope.begin(), w.slope.end(), T(0));
+  for (size_t c = 0; c < w.weight.size(); c += kLanes) {
+    T *weight = w.weight.data() + c, *slope = w.slope.data() + c;
+    for (size_t k = 0; k < w.position.size(); k += kLanes) {
+      const T *whole = w.position.data() + k, *fraction = w.fraction.data() + k;
 #pragma omp simd
       for (int lane = 0; lane < kLanes; ++lane) {
-        const T ahead = static_cast<T>(first[lane] + c) - position[k * kLanes + lane];
-        const T share = 1 - std::abs(ahead);
-        const T sign = (ahead > 0 ? T(1) : T(0)) - (ahead < 0 ? T(1) : T(0));
-        weight[lane] += share > 0 ? share : T(0);
-        slope[lane] += share > 0 ? sign : T(0);
+        const T f = fraction[lane];
+        const T ahead = static_cast<T>(w.first[lane] + static_cast<int>(c / kLanes)) - whole[lane];
+        const T is_low = ahead == 0 ? T(1) : T(0), is_high = ahead == 1 ? T(1) : T(0);
+        weight[lane] += is_low * (1 - f) + is_high * f;
+        slope[lane] += (f > 0 ? T(1) : T(0)) * (is_high - is_low);
       }
     }
   }
 }
 
-// There is no product to fuse with a sum in these, so that all clones give the same numbers.
-DCN_TARGET_CLONES void clamp_samples(float* position, int sampling_ratio, int size, int* first,
-                                     int* last, float* samples) {
-  clamp_samples_body(position, sampling_ratio, size, first, last, samples);
+// The clones may fuse a product and a sum. All products above are exact, so that this changes
+// nothing.
+DCN_TARGET_CLONES void clamp_samples(AxisWindows<float>& w, int size) {
+  clamp_samples_body(w, size);
 }
-DCN_TARGET_CLONES void clamp_samples(double* position, int sampling_ratio, int size, int* first,
-                                     int* last, double* samples) {
-  clamp_samples_body(position, sampling_ratio, size, first, last, samples);
+DCN_TARGET_CLONES void clamp_samples(AxisWindows<double>& w, int size) {
+  clamp_samples_body(w, size);
 }
-DCN_TARGET_CLONES void weigh_cells(const float* position, int sampling_ratio, const int* first,
-                                   int cells, float* weight, float* slope) {
-  weigh_cells_body(position, sampling_ratio, first, cells, weight, slope);
-}
-DCN_TARGET_CLONES void weigh_cells(const double* position, int sampling_ratio, const int* first,
-                                   int cells, double* weight, double* slope) {
-  weigh_cells_body(position, sampling_ratio, first, cells, weight, slope);
-}
+DCN_TARGET_CLONES void weigh_cells(AxisWindows<float>& w) { weigh_cells_body(w); }
+DCN_TARGET_CLONES void weigh_cells(AxisWindows<double>& w) { weigh_cells_body(w); }
 
-// One axis of kLanes bins.
 template <typename T>
-struct AxisWindows {
-  SampleLine<T> line[kLanes];  // set before find(); start is NaN in lanes that read nothing
-  int first[kLanes], last[kLanes];
-  T samples[kLanes];
-  std::vector<T> weight, slope;  // (cells, kLanes)
-
-  void find(int sampling_ratio, int size) {
-    position_.resize(sampling_ratio * kLanes);
-    for (int k = 0; k < sampling_ratio; ++k) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        position_[k * kLanes + lane] =
-            multiply_add(static_cast<T>(k), line[lane].step, line[lane].start);
-      }
+void AxisWindows<T>::find(int sampling_ratio, int size) {
+  position.resize(sampling_ratio * kLanes);
+  fraction.resize(sampling_ratio * kLanes);
+  for (int k = 0; k < sampling_ratio; ++k) {
+    T* row = position.data() + k * kLanes;
+#pragma omp simd
+    for (int lane = 0; lane < kLanes; ++lane) {
+      row[lane] = multiply_add(static_cast<T>(k), step[lane], start[lane]);
     }
-    clamp_samples(position_.data(), sampling_ratio, size, first, last, samples);
-    int cells = 0;
-    for (int lane = 0; lane < kLanes; ++lane) cells = std::max(cells, last[lane] - first[lane] + 1);
-    weight.resize(static_cast<int64_t>(cells) * kLanes);
-    slope.resize(static_cast<int64_t>(cells) * kLanes);
-    weigh_cells(position_.data(), sampling_ratio, first, cells, weight.data(), slope.data());
   }
-
- private:
-  std::vector<T> position_;  // (sampling_ratio, kLanes)
-};
+  clamp_samples(*this, size);
+  int cells = 0;
+  for (int lane = 0; lane < kLanes; ++lane) cells = std::max(cells, last[lane] - first[lane] + 1);
+  weight.resize(static_cast<int64_t>(cells) * kLanes);
+  slope.resize(static_cast<int64_t>(cells) * kLanes);
+  weigh_cells(*this);
+}
 
 // What a bin reads of a map: rows x cols cells, of which `first` is the first. Weights and slopes
 // are kLanes apart.
@@ -144,17 +148,20 @@ class BinWindows {
  public:
   void find(const std::vector<RoiRegion<T>>& regions, const T* offset, int64_t n, int64_t k, int i,
             int j, const DeformRoiPoolGeometry& g) {
+    constexpr T kNowhere = std::numeric_limits<T>::quiet_NaN();
     const int64_t plane = static_cast<int64_t>(g.part_h) * g.part_w, part = g.part_of_bin(i, j);
     const T gamma = static_cast<T>(g.gamma);
     for (int lane = 0; lane < kLanes; ++lane) {
-      rows_.line[lane] = cols_.line[lane] = {std::numeric_limits<T>::quiet_NaN(), 0};
+      rows_.set(lane, {kNowhere, 0});
+      cols_.set(lane, {kNowhere, 0});
       if (n + lane >= g.R || regions[n + lane].image < 0) continue;
       const RoiRegion<T>& region = regions[n + lane];
-      const T* at = offset + ((n + lane) * g.classes + k) * 2 * plane + part;
-      rows_.line[lane] = sample_line(region.y, region.height, i, g.pooled_h, g.sampling_ratio,
-                                     offset ? at[plane] : T(0), gamma);
-      cols_.line[lane] = sample_line(region.x, region.width, j, g.pooled_w, g.sampling_ratio,
-                                     offset ? at[0] : T(0), gamma);
+      const int64_t at = ((n + lane) * g.classes + k) * 2 * plane + part;
+      const T dx = offset ? offset[at] : T(0), dy = offset ? offset[at + plane] : T(0);
+      rows_.set(lane,
+                sample_line(region.y, region.height, i, g.pooled_h, g.sampling_ratio, dy, gamma));
+      cols_.set(lane,
+                sample_line(region.x, region.width, j, g.pooled_w, g.sampling_ratio, dx, gamma));
     }
     rows_.find(g.sampling_ratio, g.H);
     cols_.find(g.sampling_ratio, g.W);
@@ -312,6 +319,16 @@ int64_t channel_blocks(const DeformRoiPoolGeometry& g) {
   return (g.per_class + kChannelBlock - 1) / kChannelBlock;
 }
 
+std::vector<std::pair<int, int>> bins_of_group_cell(int cell, const RoiPoolGeometry& g) {
+  const CellRange rows = bins_of_group(cell / g.group_w, g.pooled_h, g.group_h);
+  const CellRange cols = bins_of_group(cell % g.group_w, g.pooled_w, g.group_w);
+  std::vector<std::pair<int, int>> bins;
+  for (int i = rows.begin; i < rows.end; ++i) {
+    for (int j = cols.begin; j < cols.end; ++j) bins.emplace_back(i, j);
+  }
+  return bins;
+}
+
 // grad_bins is laid out like bins, grad_maps like maps. grad_shares, (blocks, classes, bins, R, 2),
 // takes the part of each block and bin in the gradient of the offset (x, y). maps, offset and
 // grad_shares are null without offset.
@@ -330,28 +347,24 @@ void pool_backward(const T* grad_bins, const T* maps, const T* rois, const T* of
       const int cell = map % g.group_cells();
       const int64_t channel = block * kChannelBlock;
       const int64_t channels = std::min(kChannelBlock, g.per_class - channel);
-      const CellRange is = bins_of_group(cell / g.group_w, g.pooled_h, g.group_h);
-      const CellRange js = bins_of_group(cell % g.group_w, g.pooled_w, g.group_w);
-      for (int i = is.begin; i < is.end; ++i) {
-        for (int j = js.begin; j < js.end; ++j) {
-          for (int64_t n = 0; n < g.R; ++n) {
-            if (n % kLanes == 0) windows.find(regions, offset, n, k, i, j, g);
-            const BinWindow<T> window = windows[n % kLanes];
-            if (window.samples == 0) continue;
-            const int64_t bin = (k * g.bins() + i * g.pooled_w + j) * g.R + n;
-            const T* grad = grad_bins + bin * g.per_class + channel;
-            const int64_t image_map = regions[n].image * maps_of_image + map;
-            const int64_t at = (image_map * map_size + window.first) * g.per_class + channel;
-            const T* source = maps ? maps + at : nullptr;
-            const PositionGrad<T> position =
-                g.per_class == 1 ? spread_window(window, *grad, source, g.W, grad_maps + at)
-                                 : spread_window(window, grad, source, g.W, g.per_class, channels,
-                                                 grad_maps + at);
-            if (grad_shares) {
-              T* share = grad_shares + (block * g.classes * g.bins() * g.R + bin) * 2;
-              share[0] = position.x * gamma * regions[n].width;
-              share[1] = position.y * gamma * regions[n].height;
-            }
+      for (const auto& [i, j] : bins_of_group_cell(cell, g)) {
+        for (int64_t n = 0; n < g.R; ++n) {
+          if (n % kLanes == 0) windows.find(regions, offset, n, k, i, j, g);
+          const BinWindow<T> window = windows[n % kLanes];
+          if (window.samples == 0) continue;
+          const int64_t bin = (k * g.bins() + i * g.pooled_w + j) * g.R + n;
+          const T* grad = grad_bins + bin * g.per_class + channel;
+          const int64_t image_map = regions[n].image * maps_of_image + map;
+          const int64_t at = (image_map * map_size + window.first) * g.per_class + channel;
+          const T* source = maps ? maps + at : nullptr;
+          const PositionGrad<T> position =
+              g.per_class == 1
+                  ? spread_window(window, *grad, source, g.W, grad_maps + at)
+                  : spread_window(window, grad, source, g.W, g.per_class, channels, grad_maps + at);
+          if (grad_shares) {
+            T* share = grad_shares + (block * g.classes * g.bins() * g.R + bin) * 2;
+            share[0] = position.x * gamma * regions[n].width;
+            share[1] = position.y * gamma * regions[n].height;
           }
         }
       }

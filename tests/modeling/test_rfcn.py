@@ -1,0 +1,136 @@
+"""The heads of R-FCN on a small network: what is pooled from which map, and what is learnt."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.testing import assert_close
+
+from dcn_projects import add_dcn_config
+from tests.layers import reference
+
+K, GROUP = 2, 3
+
+
+def make_cfg(deform=True):
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_file("configs/R-FCN/Base-RFCN.yaml")
+    cfg.merge_from_list(
+        f"""MODEL.DEVICE cpu MODEL.WEIGHTS '' MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.NORM BN
+        MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+        MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.BACKBONE.FREEZE_AT 0 MODEL.RPN.CONV_DIMS [16]
+        MODEL.ANCHOR_GENERATOR.SIZES [[32,64]] MODEL.RFCN.CONV_DIM 16
+        MODEL.RFCN.GROUP_SIZE {GROUP} MODEL.RFCN.DEFORM_POOL {deform}
+        MODEL.ROI_HEADS.NUM_CLASSES {K}""".split()
+    )
+    if deform:
+        cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
+    return cfg
+
+
+@pytest.fixture
+def rois():
+    return torch.tensor(
+        [[0, 3.2, 5.5, 60.4, 90.1], [1, -8, 20, 200, 64], [1, 30, 30, 31, 31], [0, 0, 0, 16, 16]]
+    )
+
+
+def random_maps(deform):
+    torch.manual_seed(0)
+    channels = {"cls": K + 1, "bbox": 4}
+    if deform:
+        channels |= {"cls_offset": 2 * (K + 1), "bbox_offset": 2}
+    return {name: torch.randn(2, c * GROUP**2, 6, 8).double() for name, c in channels.items()}
+
+
+@pytest.mark.parametrize("kind, offsets", [("cls", K + 1), ("bbox", 1)])
+def test_deformable_votes(rois, kind, offsets):
+    """Each class has its own offsets, the four deltas of the box share theirs."""
+    heads = build_model(make_cfg()).roi_heads
+    maps = random_maps(deform=True)
+    rois = rois.double()
+
+    def pool(x, offset):
+        return reference.deform_roi_pool(x, rois, offset, GROUP, 1 / 16, 4, 0.1, GROUP)
+
+    offset = pool(maps[f"{kind}_offset"], None)
+    assert offset.shape[1] == 2 * offsets and offset.abs().max() > 0.3
+    expected = pool(maps[kind], offset).mean(dim=(2, 3))
+    assert_close(heads.vote(maps, rois.float(), kind).double(), expected, rtol=1e-4, atol=1e-5)
+    unmoved = pool(maps[kind], torch.zeros_like(offset)).mean(dim=(2, 3))
+    assert (unmoved - expected).abs().max() > 1e-2  # the offsets matter
+
+
+@pytest.mark.parametrize("kind", ["cls", "bbox"])
+def test_plain_votes(rois, kind):
+    heads = build_model(make_cfg(deform=False)).roi_heads
+    maps = random_maps(deform=False)
+    pooled = reference.ps_roi_pool(maps[kind], rois.double(), GROUP, 1 / 16)
+    expected = pooled.sum(dim=(2, 3)) / GROUP**2
+    assert_close(heads.vote(maps, rois, kind).double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def make_inputs():
+    """A batch of two sizes; the second image has no objects."""
+    torch.manual_seed(1)
+    inputs = []
+    for size, boxes in ((96, 128), [[8.0, 8, 60, 70], [40, 20, 120, 90]]), ((64, 80), []):
+        target = Instances(size)
+        target.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+        target.gt_classes = torch.arange(len(boxes))
+        inputs.append({"image": torch.randint(0, 256, (3, *size)), "instances": target})
+    return inputs
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_every_layer_learns(autocast):
+    model = build_model(make_cfg())
+    with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = model(make_inputs())
+    sum(losses.values()).backward()
+    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+    for name, p in model.named_parameters():
+        assert p.grad is not None and torch.isfinite(p.grad).all(), name
+        assert p.grad.abs().max() > 0 or name.endswith("conv1.weight"), name
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert len(model(make_inputs())) == 2
+
+
+def test_offsets_start_at_zero():
+    maps = build_model(make_cfg()).score_maps
+    for layer in (maps.rfcn_cls_offset, maps.rfcn_bbox_offset):
+        assert isinstance(layer, nn.Conv2d) and not layer.weight.any() and not layer.bias.any()
+
+
+def test_a_box_per_class_is_refused():
+    cfg = make_cfg()
+    cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
+    with pytest.raises(ValueError, match="CLS_AGNOSTIC_BBOX_REG"):
+        build_model(cfg)
+
+
+# Images per epoch (each with its mirror image), the epoch of the lr step, epochs; arithmetic of
+# the original's configs.
+SCHEDULES = {"voc": (2 * 16551, 4.83, 7, 20), "coco": (2 * 117266, 5.333, 8, 80)}
+
+
+@pytest.mark.parametrize("prefix", ["", "deformable_"])
+@pytest.mark.parametrize("data", SCHEDULES)
+def test_schedule_is_that_of_the_original(data, prefix):
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_file(f"configs/R-FCN/{prefix}rfcn_R_101_C5_{data}.yaml")
+    images, step, epochs, classes = SCHEDULES[data]
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == classes
+    assert cfg.SOLVER.BASE_LR == pytest.approx(5e-4 * batch)
+    assert cfg.SOLVER.WEIGHT_DECAY == pytest.approx(5e-4 / batch)
+    assert cfg.SOLVER.STEPS == (int(step * images / batch),)
+    assert cfg.SOLVER.CHECKPOINT_PERIOD == images // batch
+    assert cfg.SOLVER.MAX_ITER == epochs * (images // batch)
+    assert cfg.MODEL.RFCN.DEFORM_POOL == cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE[3] == bool(prefix)
