@@ -1,5 +1,8 @@
 """The devices that tests run on: `@pytest.mark.parametrize("device", DEVICES)`."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,3 +12,18 @@ _reason = "there is no CUDA device" if HAS_CUDA else "the operators were built w
 _without_cuda = pytest.mark.skipif(not (HAS_CUDA and torch.cuda.is_available()), reason=_reason)
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, _without_cuda])
 DEVICES = ["cpu", CUDA]
+
+
+def needs_memory(device: str, gigabytes: float) -> None:
+    """Skips the test where less memory is free."""
+    if device == "cpu":
+        meminfo = Path("/proc/meminfo").read_text()
+        free = 1024 * int(re.search(r"MemAvailable: *(\d+) kB", meminfo)[1])
+        limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+        if limit.exists() and limit.read_text().strip() != "max":
+            used = int((limit.parent / "memory.current").read_text())
+            free = min(free, int(limit.read_text()) - used)
+    else:
+        free = torch.cuda.mem_get_info()[0]
+    if free < gigabytes * 1e9:
+        pytest.skip(f"needs {gigabytes} GB of memory, {free / 1e9:.1f} GB are free")

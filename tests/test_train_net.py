@@ -29,9 +29,8 @@ def run(datasets, output, *args, launcher=(sys.executable, "train_net.py"), opts
         command += [*opts.split(), "OUTPUT_DIR", str(output)]
     env = {**os.environ, "DETECTRON2_DATASETS": str(datasets), "OMP_NUM_THREADS": "1"}
     env["CUDA_VISIBLE_DEVICES"] = ""
-    return subprocess.run(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.run(command, cwd=ROOT, env=env, timeout=300, **output)
 
 
 def test_train_evaluate_resume(datasets, tmp_path):
@@ -74,9 +73,10 @@ def test_two_processes(datasets, tmp_path):
     own, and evaluate a half each."""
     script = tmp_path / "train_two.py"
     script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})" + TWO_PROCESSES)
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
+    torchrun += ("--nproc-per-node", "2")
     options = ("SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0")
-    done = run(datasets, tmp_path, *options, launcher=(*torchrun, "--master-port", "0", script))
+    done = run(datasets, tmp_path, *options, launcher=(*torchrun, script))
     assert done.returncode == 0, done.stdout
     processes = json.loads((tmp_path / "processes.json").read_text())
     assert processes["sums"][0] == processes["sums"][1]

@@ -1,5 +1,4 @@
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -454,20 +453,6 @@ def test_error_names_devices(device):
     for k in ["input", "offset", "weight", "mask", "bias"]:
         with pytest.raises(RuntimeError, match="is on cpu|on cpu"):
             deform_conv(**inputs | {k: inputs[k].detach().cpu()})
-
-
-def needs_memory(device, gigabytes):
-    if device == "cpu":
-        meminfo = Path("/proc/meminfo").read_text()
-        free = 1024 * int(re.search(r"MemAvailable: *(\d+) kB", meminfo)[1])
-        limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-        if limit.exists() and limit.read_text().strip() != "max":
-            used = int((limit.parent / "memory.current").read_text())
-            free = min(free, int(limit.read_text()) - used)
-    else:
-        free = torch.cuda.mem_get_info()[0]
-    if free < gigabytes * 1e9:
-        pytest.skip(f"needs {gigabytes} GB of memory, {free / 1e9:.1f} GB are free")
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -14,11 +14,10 @@ __all__ = [
     "build_deform_resnet_fpn_backbone",
 ]
 
-# Blocks of res2..res5. 14 and 26 are the small bottleneck networks, for training from scratch.
+# Blocks of res2..res5. 14 is a small bottleneck network, for training from scratch.
 _NUM_BLOCKS = {
     14: (1, 1, 1, 1),
     18: (2, 2, 2, 2),
-    26: (2, 2, 2, 2),
     34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
@@ -119,7 +118,7 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     """
     detectron2's ResNet, built from the same keys under MODEL.RESNETS, with this project's
     deformable convolution in the stages that DEFORM_ON_PER_STAGE names and, with STEM_CEIL_POOL,
-    the stem of Caffe and MXNet. DEPTH may also be 14 or 26 (bottlenecks).
+    the stem of Caffe and MXNet. DEPTH may also be 14 (bottlenecks).
 
     Raises:
         ValueError: for a depth that does not exist, or an option that its blocks do not have
