@@ -9,7 +9,7 @@ import torchvision
 from torch.testing import assert_close
 
 from dcn_projects.layers import DeformConv, ModulatedDeformConv, deform_conv
-from tests.devices import CUDA, DEVICES
+from tests.devices import CUDA, DEVICES, needs_memory
 from tests.layers import reference
 
 GOLDENS = Path(__file__).parents[1] / "goldens/mxnet_ops"

@@ -7,9 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from dcn_projects.layers import PSROIPool, ps_roi_pool
-from tests.devices import CUDA, DEVICES
+from tests.devices import CUDA, DEVICES, needs_memory
 from tests.layers import reference
-from tests.layers.test_deform_conv import needs_memory
 
 GOLDENS = Path(__file__).parents[1] / "goldens/mxnet_ops/PSROIPooling.npz"
 SCALE = 1 / 4
