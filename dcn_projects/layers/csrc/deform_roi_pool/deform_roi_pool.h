@@ -3,18 +3,20 @@
 // Deformable RoI pooling (arXiv 1703.06211, Eq. 5-6), plain or position-sensitive. A bin is the
 // mean of sampling_ratio x sampling_ratio bilinear samples on a grid that an offset moves.
 //
-//   input   (N, C, H, W), rois (R, 5), output (R, D, pooled_h, pooled_w), groups: see ps_roi_pool.h
+//   input   (N, C, H, W), C = D * group_h * group_w; group cell (gi, gj) of output channel d is
+//           input channel (d * group_h + gi) * group_w + gj
+//   rois    (R, 5): image index, x0, y0, x1, y1 in input pixels, far corners exclusive
 //   offset  (R, 2 * classes, part_h, part_w), planes 2k and 2k + 1 are x and y of class k, in units
-//   of
-//           gamma times the size of the RoI; class k owns output channels [k, k + 1) * D / classes;
-//           without it nothing moves
+//           of gamma times the size of the RoI; class k owns output channels
+//           [k, k + 1) * D / classes; without it nothing moves
+//   output  (R, D, pooled_h, pooled_w)
 //
 // The samples of a bin form a grid, and whether they count, where they are clamped and what their
 // two cells weigh is decided per axis. So all math here is about one axis.
 
 #include <optional>
 
-#include "../ps_roi_pool/ps_roi_pool.h"
+#include "../common/roi_region.h"
 
 namespace dcn_projects {
 
