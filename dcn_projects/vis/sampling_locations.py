@@ -146,7 +146,7 @@ def draw_sampling_locations(
         ndarray: the picture with red dots at the points and a green one at the cell
     """
     picture = picture.copy()
-    for (row, column), color, radius in [(p, _RED, 2) for p in points] + [(cell, _GREEN, 4)]:
+    for (row, column), color, radius in [(p, _RED, 3) for p in points] + [(cell, _GREEN, 5)]:
         # Fixed-point coordinates with 4 binary digits behind the point.
         center = [int(round((v + 0.5) * stride * scale * 16)) for v in (column, row)]
         cv2.circle(picture, center, radius * 16, color, cv2.FILLED, cv2.LINE_AA, 4)
