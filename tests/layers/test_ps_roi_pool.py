@@ -9,19 +9,9 @@ from torch.testing import assert_close
 from dcn_projects.layers import PSROIPool, ps_roi_pool
 from tests.devices import CUDA, DEVICES, needs_memory
 from tests.layers import reference
+from tests.layers.rois import ROIS, SCALE
 
 GOLDENS = Path(__file__).parents[1] / "goldens/mxnet_ops/PSROIPooling.npz"
-SCALE = 1 / 4
-ROIS = [  # of maps that are 36 x 32 pixels large
-    [0, 3.2, 4.7, 25.6, 30.1],
-    [1, 0.5, 2.5, 10.5, 13.5],
-    [0, -10.5, -6.2, 12.0, 9.5],
-    [1, 20.0, 15.0, 50.0, 70.0],
-    [1, 100.0, 100.0, 140.0, 150.0],
-    [0, 12.0, 12.0, 12.0, 12.0],
-    [1, 20.0, 25.0, 8.0, 5.0],
-    [0, -1e4, -2e4, 3e4, 1e4],
-]
 
 
 def make_inputs(
