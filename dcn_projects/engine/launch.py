@@ -20,6 +20,7 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun()
         main(args)
+        comm.synchronize()  # older gloo aborts if a process leaves while another still talks to it
         dist.destroy_process_group()
     elif torch.cuda.is_available():
         engine.launch(
