@@ -112,8 +112,8 @@ def check_files(cfg, args):
 
 def main(args):
     cfg = setup(args)
-    default_setup(cfg, args)
     try:
+        default_setup(cfg, args)
         if args.eval_only:
             model = Trainer.build_model(cfg)
             DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
@@ -123,10 +123,15 @@ def main(args):
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)
         return trainer.train()
+    except json.JSONDecodeError as e:
+        names = ", ".join(cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
+        sys.exit(
+            f"error: an annotation file of {names} is cut off or no JSON ({e}). Copy it again."
+        )
     except OSError as e:
-        # A file cannot be read, and the message names it. An error of a data loader process
+        # A file cannot be used, and the message names it. An error of a data loader process
         # carries the traceback of that process, and the message as its last line.
-        sys.exit("error: " + str(e).strip().splitlines()[-1])
+        sys.exit("error: " + str(e).strip().splitlines()[-1].removeprefix("OSError: "))
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def test_two_processes(datasets, tmp_path):
     assert sorted(p["image_id"] for p in predictions) == [0, 1, 2, 3]
 
 
-def break_image(datasets, tmp_path):
+def copy_with_broken_images(datasets, tmp_path):
     copy = tmp_path / "digits_coco"
     subprocess.run(["cp", "-r", str(datasets / "digits_coco"), str(copy)], check=True)
     for image in (copy / "train").iterdir():
@@ -135,9 +135,20 @@ def test_missing_data_set(tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_unreadable_image(workers, datasets, tmp_path):
-    broken = break_image(datasets, tmp_path)
+    broken = copy_with_broken_images(datasets, tmp_path)
     done = run(broken, tmp_path / "out", "DATALOADER.NUM_WORKERS", str(workers))
     check_message(done, ["digits_coco/train", "Replace the file"])
+
+
+def test_annotations_cut_off(datasets, tmp_path):
+    broken = copy_with_broken_images(datasets, tmp_path)
+    path = broken / "digits_coco/annotations/instances_train.json"
+    path.write_text(path.read_text()[:500])
+    check_message(run(broken, tmp_path / "out"), ["digits_coco_train", "cut off or no JSON"])
+
+
+def test_output_folder_that_cannot_be_made(datasets):
+    check_message(run(datasets, "/proc/nothing"), ["/proc/nothing"])
 
 
 def check_message(done, named):
