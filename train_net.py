@@ -103,8 +103,11 @@ def check_files(cfg, args):
     for name in cfg.DATASETS.TEST:
         if MetadataCatalog.get(name).get("evaluator_type") not in ("coco", "pascal_voc"):
             raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
-    if args.resume and os.path.exists(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        return  # which is loaded instead of MODEL.WEIGHTS
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if args.resume and os.path.exists(last):  # it names what is loaded instead of MODEL.WEIGHTS
+        with open(last) as f:
+            check_weights(os.path.join(cfg.OUTPUT_DIR, f.read().strip()), told_by=last)
+        return
     if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise ValueError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate")
     check_weights(cfg.MODEL.WEIGHTS)

@@ -5,13 +5,14 @@ from detectron2.utils.file_io import PathManager
 __all__ = ["check_weights"]
 
 
-def check_weights(path: str) -> None:
+def check_weights(path: str, told_by: str = "MODEL.WEIGHTS") -> None:
     """
     Find out before a model is built whether its weights can be read. Files that a scheme names
     (`detectron2://`, `https://`) are downloaded to detectron2's cache.
 
     Args:
-        path: value of MODEL.WEIGHTS; empty means random weights
+        path: file of weights; empty means random ones
+        told_by: the key, or the file, that names it
     Raises:
         FileNotFoundError: if there is no such file
         OSError: if it cannot be downloaded, or a .pth file was cut off or is none
@@ -23,12 +24,12 @@ def check_weights(path: str) -> None:
             path = PathManager.get_local_path(path)
         except OSError as e:
             raise OSError(
-                f"MODEL.WEIGHTS: {path} cannot be downloaded ({e}). Download it elsewhere and give "
+                f"{told_by}: {path} cannot be downloaded ({e}). Download it elsewhere and give "
                 "the path of the file, or '' to start from random weights."
             ) from e
     if not PathManager.isfile(path):
         raise FileNotFoundError(
-            f"MODEL.WEIGHTS: {path} does not exist. Give the path of a checkpoint, "
+            f"{told_by}: {path} does not exist. Give the path of a checkpoint, "
             "or '' to start from random weights."
         )
     if path.endswith(".pth") and not zipfile.is_zipfile(path):
@@ -37,4 +38,4 @@ def check_weights(path: str) -> None:
         # Checkpoints of torch < 1.6 are a bare pickle, which begins with its protocol.
         if start != b"\x80\x02":
             what = "is cut off" if start == b"PK" else "is not a checkpoint"
-            raise OSError(f"MODEL.WEIGHTS: {path} {what}. Copy it again, or use an earlier one.")
+            raise OSError(f"{told_by}: {path} {what}. Copy it again, or use an earlier one.")

@@ -62,7 +62,7 @@ def deform_roi_pool(
             the index would stop the host
     """
     device_type = input.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
         # The layer that predicts the offsets may have run in the other precision.
         offset = offset if offset is None or offset.dtype == input.dtype else offset.float()
     pooled = torch.ops.dcn_projects.deform_roi_pool(

@@ -533,3 +533,9 @@ def test_module():
         "output_size=(2, 4), spatial_scale=0.25, sampling_ratio=4, gamma=0.2, group_size=(1, 3)"
         in repr(layer)
     )
+
+
+def test_compiles_without_a_graph_break():
+    inputs = make_inputs(dtype=torch.float32)
+    compiled = torch.compile(deform_roi_pool, fullgraph=True, backend="aot_eager")
+    assert_close(compiled(**inputs), deform_roi_pool(**inputs))
