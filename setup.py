@@ -131,7 +131,7 @@ def operator_library():
         # at::parallel_for, a template in a header, runs on one thread and does not say so. Python's
         # own flags ask for debugging information, which would be 19 of 20 bytes: -g0.
         extra_compile_args={
-            "cxx": ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"],
+            "cxx": ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"],
             "nvcc": ["-O3"],
         },
         extra_link_args=["-fopenmp"],

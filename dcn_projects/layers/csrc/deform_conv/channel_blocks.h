@@ -3,183 +3,277 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
 
+#include "../common/target_clones.h"
+#include "../common/vector.h"
 #include "deform_conv.h"
 
-// The memory layout of the CPU kernels: a map or a weight is cut into blocks of channels, in each
+// The memory layout of the CPU kernels: maps and weights are cut into blocks of channels, in each
 // of which the channels of a pixel or of a tap lie side by side.
 
 namespace dcn_projects {
-
-constexpr int64_t kBlockChannels = 64;
-
-// Up to 64 channels of one group and one deformable group. In a map a block is (pixels + 1, size),
-// the last pixel all zeros, and starts at begin * (pixels + 1). In the weights it is
-// (O / groups, taps, size) and starts at begin * taps * O / groups.
-struct ChannelBlock {
-  int64_t begin, size;
-  int group, deformable_group;
-};
-
-inline std::vector<ChannelBlock> channel_blocks(const ConvGeometry& g) {
-  const int64_t group_size = g.channels / g.groups;
-  const int64_t deformable_size = g.channels / g.deformable_groups;
-  std::vector<ChannelBlock> blocks;
-  for (int64_t c = 0; c < g.channels; c += blocks.back().size) {
-    const int64_t group = c / group_size, deformable_group = c / deformable_size;
-    const int64_t end =
-        std::min((group + 1) * group_size, (deformable_group + 1) * deformable_size);
-    blocks.push_back({c, std::min(kBlockChannels, end - c), static_cast<int>(group),
-                      static_cast<int>(deformable_group)});
-  }
-  return blocks;
-}
-
-// A map in NCHW or channels-last order. slice() is a (channels, pixels) matrix out of one image.
-class MapView {
- public:
-  explicit MapView(const at::Tensor& map) : map_(map) {
-    const int64_t pixels = map.size(2) * map.size(3);
-    const bool channels_last = format_like(map) == at::MemoryFormat::ChannelsLast;
-    image_stride = map.size(1) * pixels;
-    channel_stride = channels_last ? 1 : pixels;
-    pixel_stride = channels_last ? map.size(1) : 1;
-  }
-  at::Tensor slice(int64_t n, int64_t channel, int64_t channels, int64_t pixel,
-                   int64_t pixels) const {
-    return map_.as_strided(
-        {channels, pixels}, {channel_stride, pixel_stride},
-        map_.storage_offset() + n * image_stride + channel * channel_stride + pixel * pixel_stride);
-  }
-  int64_t image_stride, channel_stride, pixel_stride;
-
- private:
-  at::Tensor map_;
-};
-
-// The tensor itself, or a copy of it that MapView can describe.
-inline at::Tensor dense(const at::Tensor& map) { return map.contiguous(format_like(map)); }
 
 struct Strides {
   int64_t row, col;
 };
 
-// to[i][j] = from[i][j], in squares that stay in the L1 cache whichever of the strides is 1.
-template <typename From, typename To>
-void copy_matrix(int64_t rows, int64_t cols, const From* from, Strides from_strides, To* to,
-                 Strides to_strides) {
-  constexpr int64_t kSquare = 16;
-  for (int64_t i0 = 0; i0 < rows; i0 += kSquare) {
-    for (int64_t j0 = 0; j0 < cols; j0 += kSquare) {
-      for (int64_t i = i0; i < std::min(i0 + kSquare, rows); ++i) {
-        for (int64_t j = j0; j < std::min(j0 + kSquare, cols); ++j) {
-          to[i * to_strides.row + j * to_strides.col] =
-              static_cast<To>(from[i * from_strides.row + j * from_strides.col]);
-        }
-      }
+// to[i][j] = from[i][j]. In each of the matrices one of the strides is 1.
+template <typename S, typename T>
+DCN_HOST_DEVICE void copy_matrix_body(int64_t rows, int64_t cols, const S* from, Strides f, T* to,
+                                      Strides t) {
+  if (f.col != 1) {
+    std::swap(rows, cols);
+    std::swap(f.row, f.col);
+    std::swap(t.row, t.col);
+  }
+  if (t.col == 1) {
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < cols; ++j) to[i * t.row + j] = static_cast<T>(from[i * f.row + j]);
+    }
+    return;
+  }
+  const int64_t whole_rows = rows / 8 * 8, whole_cols = cols / 8 * 8;
+  for (int64_t j = 0; j < whole_cols; j += 8) {
+    for (int64_t i = 0; i < whole_rows; i += 8) {
+      transpose_square(from + i * f.row + j, f.row, to + j * t.col + i, t.col);
+    }
+  }
+  for (int64_t j = 0; j < cols; ++j) {
+    for (int64_t i = j < whole_cols ? whole_rows : 0; i < rows; ++i) {
+      to[j * t.col + i] = static_cast<T>(from[i * f.row + j]);
     }
   }
 }
 
-// Calls copy(n, block, first pixel, pixels) in parallel for all parts of a blocked map.
-template <typename F>
-void for_each_map_part(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks, F copy) {
-  constexpr int64_t kPart = 1024;
-  const int64_t parts = at::divup(g.pixels(), kPart), count = blocks.size();
-  at::parallel_for(0, g.batch * count * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t pixel = i % parts * kPart;
-      copy(i / (parts * count), blocks[i / parts % count], pixel,
-           std::min(kPart, g.pixels() - pixel));
+#define DCN_COPY_MATRIX(S, T)                                                                  \
+  DCN_TARGET_CLONES static void copy_matrix(int64_t rows, int64_t cols, const S* from,         \
+                                            Strides from_strides, T* to, Strides to_strides) { \
+    copy_matrix_body(rows, cols, from, from_strides, to, to_strides);                          \
+  }
+DCN_COPY_MATRIX(float, float)
+DCN_COPY_MATRIX(double, double)
+DCN_COPY_MATRIX(at::Half, float)
+DCN_COPY_MATRIX(at::BFloat16, float)
+DCN_COPY_MATRIX(float, at::Half)
+DCN_COPY_MATRIX(float, at::BFloat16)
+#undef DCN_COPY_MATRIX
+
+// Neighbouring channels of one deformable group; `index` counts the blocks of the group.
+struct ChannelBlock {
+  int64_t begin, size, index;
+  int deformable_group;
+};
+
+// Cuts each deformable group into equal blocks of up to `largest` channels.
+inline std::vector<ChannelBlock> channel_blocks(const ConvGeometry& g, int64_t largest) {
+  const int64_t group_size = g.channels / g.deformable_groups;
+  const int64_t size = at::divup(group_size, at::divup(group_size, largest));
+  std::vector<ChannelBlock> blocks;
+  for (int group = 0; group < g.deformable_groups; ++group) {
+    for (int64_t c = 0; c < group_size; c += size) {
+      blocks.push_back({group * group_size + c, std::min(size, group_size - c), c / size, group});
     }
-  });
+  }
+  return blocks;
 }
 
-template <typename S, typename T>
-at::Tensor map_to_blocks(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
-                         const at::Tensor& map) {
-  const at::Tensor source = dense(map);
-  const MapView view(source);
-  const S* from = source.const_data_ptr<S>();
-  at::Tensor result = at::empty({g.batch, g.channels * (g.pixels() + 1)},
-                                map.options().dtype(c10::CppTypeToScalarType<T>::value));
-  T* to = result.mutable_data_ptr<T>();
-  for_each_map_part(g, blocks, [&](int64_t n, ChannelBlock b, int64_t pixel, int64_t pixels) {
-    T* block = to + (n * g.channels + b.begin) * (g.pixels() + 1);
-    copy_matrix(
-        b.size, pixels,
-        from + n * view.image_stride + b.begin * view.channel_stride + pixel * view.pixel_stride,
-        {view.channel_stride, view.pixel_stride}, block + pixel * b.size, {1, b.size});
-    if (pixel == 0) std::fill_n(block + g.pixels() * b.size, b.size, T(0));
-  });
+// The channels of a block that belong to one group of the convolution.
+struct Segment {
+  int64_t begin, size, group;
+};
+
+inline std::vector<Segment> segments(const ConvGeometry& g, const ChannelBlock& b) {
+  const int64_t group_size = g.channels / g.groups;
+  std::vector<Segment> result;
+  for (int64_t c = b.begin; c < b.begin + b.size; c += result.back().size) {
+    const int64_t group = c / group_size;
+    result.push_back({c, std::min((group + 1) * group_size, b.begin + b.size) - c, group});
+  }
   return result;
 }
 
-template <typename S, typename T>
-void blocks_to_map(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
-                   const at::Tensor& blocked, const at::Tensor& map) {
-  const MapView view(map);
-  const T* from = blocked.const_data_ptr<T>();
-  S* to = map.mutable_data_ptr<S>();
-  for_each_map_part(g, blocks, [&](int64_t n, ChannelBlock b, int64_t pixel, int64_t pixels) {
-    const T* block = from + (n * g.channels + b.begin) * (g.pixels() + 1);
-    copy_matrix(
-        b.size, pixels, block + pixel * b.size, {1, b.size},
-        to + n * view.image_stride + b.begin * view.channel_stride + pixel * view.pixel_stride,
-        {view.channel_stride, view.pixel_stride});
-  });
-}
+// Strides of a dense map, NCHW or channels-last.
+struct MapStrides {
+  explicit MapStrides(const at::Tensor& map)
+      : image(map.size(1) * map.size(2) * map.size(3)),
+        channel(format_like(map) == at::MemoryFormat::Contiguous ? map.size(2) * map.size(3) : 1),
+        pixel(format_like(map) == at::MemoryFormat::Contiguous ? 1 : map.size(1)) {}
+  int64_t image, channel, pixel;
+};
 
-// Calls copy(offset of (channel, tap) in (O, C / groups, K), offset of (tap, channel) in the
-// blocked weights, channels) in parallel for all blocks and output channels.
+// The tensor itself, or a copy that MapStrides can describe.
+inline at::Tensor dense(const at::Tensor& map) { return map.contiguous(format_like(map)); }
+
+// Where the channels of a block are for one image: those of pixel p from data + p * stride on.
+template <typename T>
+struct BlockView {
+  T* data;
+  int64_t stride;
+};
+
+// A map as the kernels read it: channels-last as it is, or copied block by block, each (H*W, size)
+// and starting at begin * H*W.
+template <typename T>
+class BlockedMap {
+ public:
+  // Does not copy a channels-last map in T where `may_alias`.
+  template <typename S>
+  static BlockedMap copy(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
+                         const at::Tensor& map, bool may_alias) {
+    const at::Tensor source = dense(map);
+    const MapStrides strides(source);
+    if (may_alias && std::is_same_v<S, T> && strides.channel == 1) return {g, source, true};
+    BlockedMap result(g, at::empty({g.batch, g.channels, g.pixels()}, options(map)), false);
+    const S* from = source.const_data_ptr<S>();
+    result.for_each_part(blocks, [&](int64_t n, ChannelBlock b, int64_t pixel, int64_t pixels) {
+      copy_matrix(b.size, pixels,
+                  from + n * strides.image + b.begin * strides.channel + pixel * strides.pixel,
+                  {strides.channel, strides.pixel}, result.block(n, b).data + pixel * b.size,
+                  {1, b.size});
+    });
+    return result;
+  }
+  static BlockedMap zeros(const ConvGeometry& g, const at::Tensor& map) {
+    return {g, at::zeros({g.batch, g.channels, g.pixels()}, options(map)), false};
+  }
+
+  BlockView<T> block(int64_t n, const ChannelBlock& b) const {
+    T* image = static_cast<T*>(map_.data_ptr()) + n * g_.channels * g_.pixels();
+    return channels_last_ ? BlockView<T>{image + b.begin, g_.channels}
+                          : BlockView<T>{image + b.begin * g_.pixels(), b.size};
+  }
+
+  template <typename S>
+  void copy_to(const std::vector<ChannelBlock>& blocks, const at::Tensor& map) const {
+    const MapStrides strides(map);
+    S* to = map.mutable_data_ptr<S>();
+    for_each_part(blocks, [&](int64_t n, ChannelBlock b, int64_t pixel, int64_t pixels) {
+      copy_matrix(b.size, pixels, static_cast<const T*>(block(n, b).data) + pixel * b.size,
+                  {1, b.size},
+                  to + n * strides.image + b.begin * strides.channel + pixel * strides.pixel,
+                  {strides.channel, strides.pixel});
+    });
+  }
+
+ private:
+  BlockedMap(const ConvGeometry& g, at::Tensor map, bool channels_last)
+      : g_(g), map_(std::move(map)), channels_last_(channels_last) {}
+
+  static at::TensorOptions options(const at::Tensor& map) {
+    return map.options().dtype(c10::CppTypeToScalarType<T>::value);
+  }
+
+  template <typename F>
+  void for_each_part(const std::vector<ChannelBlock>& blocks, F copy) const {
+    constexpr int64_t kPart = 1024;
+    const int64_t parts = at::divup(g_.pixels(), kPart), count = blocks.size();
+    at::parallel_for(0, g_.batch * count * parts, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t pixel = i % parts * kPart;
+        copy(i / (parts * count), blocks[i / parts % count], pixel,
+             std::min(kPart, g_.pixels() - pixel));
+      }
+    });
+  }
+
+  ConvGeometry g_;
+  at::Tensor map_;
+  bool channels_last_;
+};
+
+// Calls body(segment, its place in the packed weights, its place in (O, C / groups, K)).
 template <typename F>
-void for_each_weight_part(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks, F copy) {
-  const int64_t outs = g.out_channels / g.groups, ins = g.channels / g.groups, taps = g.taps();
-  at::parallel_for(0, blocks.size() * outs, 16, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const ChannelBlock& b = blocks[i / outs];
-      const int64_t out = i % outs, in = b.begin - b.group * ins;
-      copy(((b.group * outs + out) * ins + in) * taps, (b.begin * outs + out * b.size) * taps,
-           b.size);
+void for_each_segment(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks, F body) {
+  const int64_t outs = g.out_channels / g.groups, ins = g.channels / g.groups;
+  for (const ChannelBlock& b : blocks) {
+    for (const Segment& s : segments(g, b)) {
+      body(s, s.begin * g.taps() * outs,
+           (s.group * outs * ins + s.begin - s.group * ins) * g.taps());
     }
-  });
+  }
 }
 
+// The weights of a segment are needed as matrices that multiply from the right. Going forward they
+// take channels to outputs, up to kOuts of them at a time: (outputs / kOuts, taps, channels,
+// kOuts), the last part perhaps narrower.
+constexpr int64_t kOuts = 64;
+
 template <typename S, typename T>
-at::Tensor weight_to_blocks(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
-                            const at::Tensor& weight) {
+at::Tensor pack_forward(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
+                        const at::Tensor& weight) {
   const at::Tensor source = weight.contiguous();
   const S* from = source.const_data_ptr<S>();
   at::Tensor result =
       at::empty({weight.numel()}, weight.options().dtype(c10::CppTypeToScalarType<T>::value));
   T* to = result.mutable_data_ptr<T>();
-  for_each_weight_part(g, blocks, [&](int64_t dense, int64_t blocked, int64_t size) {
-    copy_matrix(size, g.taps(), from + dense, {g.taps(), 1}, to + blocked, {1, size});
+  const int64_t outs = g.out_channels / g.groups, taps = g.taps();
+  const int64_t row = g.channels / g.groups * taps;
+  constexpr int64_t kChannels = 16;  // at a time
+  for_each_segment(g, blocks, [&](const Segment& s, int64_t packed, int64_t dense) {
+    const int64_t parts = at::divup(s.size, kChannels);
+    at::parallel_for(0, at::divup(outs, kOuts) * parts, 1, [&](int64_t begin, int64_t end) {
+      std::vector<T> rows(kChannels * taps * kOuts);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t out = i / parts * kOuts, width = std::min(kOuts, outs - out);
+        const int64_t c = i % parts * kChannels, channels = std::min(kChannels, s.size - c);
+        copy_matrix(width, channels * taps, from + dense + out * row + c * taps, {row, 1},
+                    rows.data(), {1, width});
+        for (int64_t j = 0; j < channels * taps; ++j) {
+          std::copy_n(
+              rows.data() + j * width, width,
+              to + packed + out * taps * s.size + (j % taps * s.size + c + j / taps) * width);
+        }
+      }
+    });
   });
   return result;
 }
 
+// Going backward they take outputs to channels: (taps, outputs, channels).
 template <typename S, typename T>
-at::Tensor blocks_to_weight(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
-                            const at::Tensor& blocked, const at::Tensor& like) {
-  at::Tensor result = at::empty(like.sizes(), like.options());
-  const T* from = blocked.const_data_ptr<T>();
-  S* to = result.mutable_data_ptr<S>();
-  for_each_weight_part(g, blocks, [&](int64_t dense, int64_t blocked_at, int64_t size) {
-    copy_matrix(size, g.taps(), from + blocked_at, {1, size}, to + dense, {g.taps(), 1});
+at::Tensor pack_backward(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
+                         const at::Tensor& weight) {
+  const at::Tensor source = weight.contiguous();
+  const S* from = source.const_data_ptr<S>();
+  at::Tensor result =
+      at::empty({weight.numel()}, weight.options().dtype(c10::CppTypeToScalarType<T>::value));
+  T* to = result.mutable_data_ptr<T>();
+  const int64_t outs = g.out_channels / g.groups, taps = g.taps();
+  const int64_t row = g.channels / g.groups * taps;
+  for_each_segment(g, blocks, [&](const Segment& s, int64_t packed, int64_t dense) {
+    at::parallel_for(0, outs, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t out = begin; out < end; ++out) {
+        copy_matrix(s.size, taps, from + dense + out * row, {taps, 1}, to + packed + out * s.size,
+                    {1, outs * s.size});
+      }
+    });
   });
   return result;
 }
 
-// (O / groups, taps * size): the weights of a block.
-inline at::Tensor block_matrix(const ConvGeometry& g, const ChannelBlock& b,
-                               const at::Tensor& blocked) {
-  const int64_t outs = g.out_channels / g.groups, width = g.taps() * b.size;
-  return blocked.narrow(0, b.begin * g.taps() * outs, outs * width).view({outs, width});
+// Their gradient, (O, C / groups, K), from the layout of pack_backward.
+template <typename S, typename T>
+at::Tensor unpack_backward(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
+                           const at::Tensor& packed_weight, const at::Tensor& like) {
+  at::Tensor result = at::empty(like.sizes(), like.options());
+  const T* from = packed_weight.const_data_ptr<T>();
+  S* to = result.mutable_data_ptr<S>();
+  const int64_t outs = g.out_channels / g.groups, taps = g.taps();
+  const int64_t row = g.channels / g.groups * taps;
+  for_each_segment(g, blocks, [&](const Segment& s, int64_t packed, int64_t dense) {
+    at::parallel_for(0, outs, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t out = begin; out < end; ++out) {
+        copy_matrix(s.size, taps, from + packed + out * s.size, {1, outs * s.size},
+                    to + dense + out * row, {taps, 1});
+      }
+    });
+  });
+  return result;
 }
 
 }  // namespace dcn_projects

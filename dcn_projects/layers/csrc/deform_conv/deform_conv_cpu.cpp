@@ -1,8 +1,8 @@
 // The CPU side works on tiles of output pixels and blocks of channels, in three steps kept apart:
 // where a tile reads, vectorised over its pixels; the reads themselves, vectorised over the
 // channels of a block; and a matrix product of the column that they form with the weights. A column
-// exists for one tile and one block only, so that it stays in the cache of its core. 16-bit tensors
-// are computed in float32 and rounded once.
+// exists for one tile, one block and a few taps only, so that it stays in the cache of its core.
+// 16-bit tensors are computed in float32 and rounded once.
 //
 // Results do not depend on the number of threads: how the work is divided follows from the shapes
 // alone, and whatever several threads contribute to is summed afterwards in a fixed order.
@@ -10,213 +10,48 @@
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <tuple>
 #include <vector>
 
-#include "../common/target_clones.h"
 #include "channel_blocks.h"
+#include "column.h"
 #include "deform_conv.h"
+#include "tile_gemm.h"
 
 namespace dcn_projects {
 namespace {
 
-constexpr int64_t kColumnBytes = 1 << 20;  // half of a usual L2 cache
-constexpr int64_t kMinTile = 32, kMaxTile = 512;
-constexpr int64_t kMinUnits = 16;  // of backward work, where there are images enough
+constexpr int64_t kTileBytes = 512 << 10;  // half of a usual L2 cache
+constexpr int64_t kMinTile = 48, kMaxTile = 384;
+constexpr int64_t kMinUnits = 16;  // of work for the threads, where there is enough
+constexpr int64_t kDepth = 256;    // of a matrix product
+constexpr int64_t kOwnedChannels = 64;
 
-// Blocks [begin, end) of one deformable group, together up to 64 channels. In the backward pass one
-// thread owns their slices of all gradients. They write the share-th part of the gradients of
-// offset and mask, to which all owners in a deformable group contribute.
-struct Owner {
-  size_t begin, end;
-  int64_t share;
-};
-
-std::vector<Owner> channel_owners(const std::vector<ChannelBlock>& blocks) {
-  std::vector<Owner> owners;
-  int64_t channels = 0;
-  for (size_t b = 0; b < blocks.size(); ++b) {
-    const bool same = b > 0 && blocks[b].deformable_group == blocks[b - 1].deformable_group;
-    if (same && channels + blocks[b].size <= kBlockChannels) {
-      owners.back().end = b + 1;
-    } else {
-      owners.push_back({b, b + 1, same ? owners.back().share + 1 : 0});
-      channels = 0;
-    }
-    channels += blocks[b].size;
-  }
-  return owners;
-}
-
-// The output pixels of an image in tiles of equal size, the last perhaps shorter.
+// The output pixels of an image in tiles of equal size, the last perhaps shorter. Sizes are
+// multiples of 16, and products are computed for so many pixels: the sizes of matrices that ever
+// meet the library are few.
 struct Tiling {
+  Tiling(const ConvGeometry& g, int64_t bytes_per_pixel, int64_t units) : pixels(g.out_pixels()) {
+    const int64_t wanted = at::divup(pixels * std::max<int64_t>(g.batch, 1), units);
+    const int64_t largest =
+        std::clamp(std::min(kTileBytes / bytes_per_pixel, wanted), kMinTile, kMaxTile);
+    size = round_up(at::divup(pixels, at::divup(pixels, largest)));
+    count = at::divup(pixels, size);
+  }
+  int64_t begin(int64_t tile) const { return tile * size; }
+  int64_t length(int64_t tile) const { return std::min(size, pixels - begin(tile)); }
+  static int64_t round_up(int64_t length) { return at::divup(length, 16) * 16; }
   int64_t pixels, count, size;
-
-  Tiling(const ConvGeometry& g, int64_t element_size) : pixels(g.out_pixels()) {
-    const int64_t row_bytes = g.taps() * std::min(kBlockChannels, g.channels) * element_size;
-    const int64_t largest = std::clamp(kColumnBytes / row_bytes, kMinTile, kMaxTile);
-    count = at::divup(pixels, largest);
-    size = at::divup(pixels, count);
-  }
-  int64_t begin(int64_t tile) const { return std::min(tile * size, pixels); }
-  int64_t length(int64_t tile) const { return begin(tile + 1) - begin(tile); }
 };
 
-// The samples of one tap over the pixels of a tile, field by field. See Sample.
 template <typename T>
-struct SampleRow {
-  int* index[4];
-  T *ly, *lx, *slope_y, *slope_x, *mask;
-};
-
-// ... and of all taps of one deformable group.
-template <typename T>
-class SampleTile {
- public:
-  SampleTile(const ConvGeometry& g, int64_t size)
-      : size_(size), out_(2 * size), indices_(4 * g.taps() * size), values_(5 * g.taps() * size) {}
-
-  int* out_y() { return out_.data(); }
-  int* out_x() { return out_.data() + size_; }
-  SampleRow<T> row(int tap) {
-    int* index = indices_.data() + 4 * tap * size_;
-    T* value = values_.data() + 5 * tap * size_;
-    return {{index, index + size_, index + 2 * size_, index + 3 * size_},
-            value,
-            value + size_,
-            value + 2 * size_,
-            value + 3 * size_,
-            value + 4 * size_};
-  }
-
- private:
-  int64_t size_;
-  std::vector<int> out_, indices_;
-  std::vector<T> values_;
-};
-
-// The three loops that take the time. Each is a template and two functions that are cloned for the
-// processors of today.
-
-template <typename T>
-DCN_HOST_DEVICE void locate_row_body(const ConvGeometry& g, int tap, const int* out_y,
-                                     const int* out_x, const T* offset_y, const T* offset_x,
-                                     int64_t length, SampleRow<T> row) {
-  const int tap_y = tap / g.kernel_w, tap_x = tap % g.kernel_w;
-  const int zero_pixel = g.height * g.width;
-#pragma omp simd
-  for (int64_t t = 0; t < length; ++t) {
-    const Sample<T> s =
-        locate(g, out_y[t], out_x[t], tap_y, tap_x, offset_y[t], offset_x[t], zero_pixel);
-    row.index[0][t] = s.tap.index[0];
-    row.index[1][t] = s.tap.index[1];
-    row.index[2][t] = s.tap.index[2];
-    row.index[3][t] = s.tap.index[3];
-    row.ly[t] = s.tap.ly;
-    row.lx[t] = s.tap.lx;
-    row.slope_y[t] = s.slope_y;
-    row.slope_x[t] = s.slope_x;
-  }
-}
-
-// column[t] = mask * value of sample t, for the `channels` of a block.
-template <typename T>
-DCN_HOST_DEVICE void gather_body(const T* map, SampleRow<T> row, int64_t length, int64_t channels,
-                                 T* column, int64_t column_stride) {
-  for (int64_t t = 0; t < length; ++t, column += column_stride) {
-    const T ly = row.ly[t], lx = row.lx[t], low = row.mask[t] * (1 - ly), high = row.mask[t] * ly;
-    const T w0 = low * (1 - lx), w1 = low * lx, w2 = high * (1 - lx), w3 = high * lx;
-    const T* x0 = map + row.index[0][t] * channels;
-    const T* x1 = map + row.index[1][t] * channels;
-    const T* x2 = map + row.index[2][t] * channels;
-    const T* x3 = map + row.index[3][t] * channels;
-#pragma omp simd
-    for (int64_t c = 0; c < channels; ++c) {
-      column[c] = w0 * x0[c] + w1 * x1[c] + w2 * x2[c] + w3 * x3[c];
-    }
-  }
-}
-
-// Where the gradients of the offsets and the mask of a tap go, over the pixels of a tile.
-template <typename T>
-struct SampleGradRow {
-  T *offset_y, *offset_x, *mask;  // mask may be null
-};
-
-// Takes the gradient of a column and leaves the column in its place, so that one pass over the four
-// pixels of a sample serves all gradients. Adds to grad_map, and to `grad`. Two of the four pixels
-// can be the same only if they are the pixel of zeros, whose gradient nobody wants.
-template <typename T>
-DCN_HOST_DEVICE void sweep_body(const T* map, T* grad_map, SampleRow<T> row, int64_t length,
-                                int64_t channels, T* column, int64_t column_stride,
-                                SampleGradRow<T> grad) {
-  for (int64_t t = 0; t < length; ++t, column += column_stride) {
-    const T ly = row.ly[t], lx = row.lx[t], mask = row.mask[t];
-    const T w0 = (1 - ly) * (1 - lx), w1 = (1 - ly) * lx, w2 = ly * (1 - lx), w3 = ly * lx;
-    const int64_t i0 = row.index[0][t] * channels, i1 = row.index[1][t] * channels;
-    const int64_t i2 = row.index[2][t] * channels, i3 = row.index[3][t] * channels;
-    const T *x0 = map + i0, *x1 = map + i1, *x2 = map + i2, *x3 = map + i3;
-    T *g0 = grad_map + i0, *g1 = grad_map + i1, *g2 = grad_map + i2, *g3 = grad_map + i3;
-    T d0 = 0, d1 = 0, d2 = 0, d3 = 0;
-#pragma omp simd reduction(+ : d0, d1, d2, d3)
-    for (int64_t c = 0; c < channels; ++c) {
-      const T g = column[c], masked = mask * g;
-      const T v0 = x0[c], v1 = x1[c], v2 = x2[c], v3 = x3[c];
-      d0 += g * v0;
-      d1 += g * v1;
-      d2 += g * v2;
-      d3 += g * v3;
-      g0[c] += w0 * masked;
-      g1[c] += w1 * masked;
-      g2[c] += w2 * masked;
-      g3[c] += w3 * masked;
-      column[c] = mask * (w0 * v0 + w1 * v1 + w2 * v2 + w3 * v3);
-    }
-    const Sample<T> sample{{{}, ly, lx}, row.slope_y[t], row.slope_x[t]};
-    const SampleGrad<T> part = sample_grad(sample, mask, {d0, d1, d2, d3});
-    grad.offset_y[t] += part.offset_y;
-    grad.offset_x[t] += part.offset_x;
-    if (grad.mask) grad.mask[t] += part.mask;
-  }
-}
-
-#define DCN_CLONED_LOOPS(T)                                                                       \
-  DCN_TARGET_CLONES void locate_row(const ConvGeometry& g, int tap, const int* out_y,             \
-                                    const int* out_x, const T* offset_y, const T* offset_x,       \
-                                    int64_t length, SampleRow<T> row) {                           \
-    locate_row_body(g, tap, out_y, out_x, offset_y, offset_x, length, row);                       \
-  }                                                                                               \
-  DCN_TARGET_CLONES void gather(const T* map, SampleRow<T> row, int64_t length, int64_t channels, \
-                                T* column, int64_t column_stride) {                               \
-    gather_body(map, row, length, channels, column, column_stride);                               \
-  }                                                                                               \
-  DCN_TARGET_CLONES void sweep(const T* map, T* grad_map, SampleRow<T> row, int64_t length,       \
-                               int64_t channels, T* column, int64_t column_stride,                \
-                               SampleGradRow<T> grad) {                                           \
-    sweep_body(map, grad_map, row, length, channels, column, column_stride, grad);                \
-  }
-
-DCN_CLONED_LOOPS(float)
-DCN_CLONED_LOOPS(double)
-#undef DCN_CLONED_LOOPS
-
-// c = a b, or c += a b. The only place that knows which library multiplies. Called by one thread of
-// several, each with matrices of its own.
-void tile_gemm(const at::Tensor& a, const at::Tensor& b, at::Tensor c, bool accumulate) {
-  if (accumulate) {
-    at::addmm_out(c, c, a, b);
-  } else {
-    at::mm_out(c, a, b);
-  }
+at::Tensor scratch(int64_t size, const at::TensorOptions& options) {
+  return at::empty({size}, options.dtype(c10::CppTypeToScalarType<T>::value));
 }
 
 // What both passes read besides the map, in the type that they compute in.
@@ -229,23 +64,16 @@ struct Modulation {
     if (mask_) mask = mask_->to(c10::CppTypeToScalarType<T>::value).contiguous();
   }
 
-  // Fills `samples` with the taps of a deformable group over pixels [begin, begin + length).
-  void locate(const ConvGeometry& g, int64_t n, int64_t deformable_group, int64_t begin,
-              int64_t length, SampleTile<T>& samples) const {
-    for (int64_t t = 0; t < length; ++t) {
-      samples.out_y()[t] = static_cast<int>((begin + t) / g.out_width);
-      samples.out_x()[t] = static_cast<int>((begin + t) % g.out_width);
-    }
-    for (int tap = 0; tap < g.taps(); ++tap) {
-      const int64_t plane = (n * g.deformable_groups + deformable_group) * g.taps() + tap;
-      const T* dy = offset.const_data_ptr<T>() + 2 * plane * g.out_pixels() + begin;
-      SampleRow<T> row = samples.row(tap);
-      locate_row(g, tap, samples.out_y(), samples.out_x(), dy, dy + g.out_pixels(), length, row);
-      if (mask.defined()) {
-        std::copy_n(mask.const_data_ptr<T>() + plane * g.out_pixels() + begin, length, row.mask);
-      } else {
-        std::fill_n(row.mask, length, T(1));
-      }
+  // Fills a row with the samples of a tap and a deformable group, from output pixel `begin` on.
+  void fill(const ConvGeometry& g, int64_t n, int64_t deformable_group, int tap, int64_t begin,
+            int64_t length, SampleRow<T> row) const {
+    const int64_t plane = (n * g.deformable_groups + deformable_group) * g.taps() + tap;
+    const T* dy = offset.const_data_ptr<T>() + 2 * plane * g.out_pixels() + begin;
+    locate(g, tap, dy, dy + g.out_pixels(), length, row);
+    if (mask.defined()) {
+      std::copy_n(mask.const_data_ptr<T>() + plane * g.out_pixels() + begin, length, row.mask);
+    } else {
+      std::fill_n(row.mask, length, T(1));
     }
   }
 };
@@ -255,44 +83,96 @@ at::Tensor forward(const ConvGeometry& g, const at::Tensor& input, const at::Ten
                    const at::Tensor& weight, const std::optional<at::Tensor>& mask,
                    const std::optional<at::Tensor>& bias) {
   using T = at::opmath_type<S>;
-  const auto blocks = channel_blocks(g);
-  const Tiling tiling(g, sizeof(T));
+  const auto blocks = channel_blocks(g, kDepth);
+  const int64_t outs = g.out_channels / g.groups, width = blocks[0].size;
+  const int chunk = at::divup(g.taps(), at::divup(g.taps(), std::max<int64_t>(kDepth / width, 1)));
+  const Tiling tiling(g, (g.out_channels + chunk * width) * sizeof(T), kMinUnits);
   const Modulation<T> modulation(offset, mask);
-  const at::Tensor x = map_to_blocks<S, T>(g, blocks, input);
-  const at::Tensor w = weight_to_blocks<S, T>(g, blocks, weight);
-  at::Tensor result = at::empty({g.batch, g.out_channels, g.out_height, g.out_width}, x.options(),
-                                format_like(input));
-  if (bias) result.copy_(bias->view({1, -1, 1, 1}).expand_as(result));
-  const MapView out(result);
-  const int64_t outs = g.out_channels / g.groups, taps = g.taps();
+  const auto x = BlockedMap<T>::template copy<S>(g, blocks, input, true);
+  const at::Tensor packed = pack_forward<S, T>(g, blocks, weight);
+  const at::Tensor shift = bias ? bias->to(packed.scalar_type()).contiguous()
+                                : at::zeros({g.out_channels}, packed.options());
+  const at::Tensor outside = at::zeros({width}, packed.options());
+  const at::Tensor result = at::empty({g.batch, g.out_channels, g.out_height, g.out_width},
+                                      input.options(), format_like(input));
+  const MapStrides to(result);
 
   at::parallel_for(0, g.batch * tiling.count, 1, [&](int64_t begin, int64_t end) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    SampleTile<T> samples(g, tiling.size);
-    const at::Tensor buffer =
-        at::empty({tiling.size * taps * std::min(kBlockChannels, g.channels)}, x.options());
+    const SampleBuffer<T> samples(tiling.size);
+    const SampleRow<T> row = samples.row();
+    const at::Tensor columns = scratch<T>(tiling.size * chunk * width, packed.options());
+    const at::Tensor sums = scratch<T>(tiling.size * g.out_channels, packed.options());
+    T* column = columns.mutable_data_ptr<T>();
+    // (outputs / kOuts, pixels, kOuts) for each group
+    T* sum = sums.mutable_data_ptr<T>();
+    const auto for_each_outs = [&](int64_t group, auto body) {
+      for (int64_t out = 0; out < outs; out += kOuts) {
+        body(out, std::min(kOuts, outs - out), sum + (group * outs + out) * tiling.size);
+      }
+    };
     for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t n = unit / tiling.count, tile = unit % tiling.count;
-      const int64_t pixel = tiling.begin(tile), length = tiling.length(tile);
-      int located = -1;
-      for (const ChannelBlock& b : blocks) {
-        if (b.deformable_group != located) {
-          located = b.deformable_group;
-          modulation.locate(g, n, located, pixel, length, samples);
+      const int64_t n = unit / tiling.count, pixel = tiling.begin(unit % tiling.count);
+      const int64_t length = tiling.length(unit % tiling.count);
+      const int64_t rows = Tiling::round_up(length);
+      set_pixels(g, pixel, length, row);
+      for (int64_t group = 0; group < g.groups; ++group) {
+        for_each_outs(group, [&](int64_t out, int64_t size, T* to) {
+          const T* from = shift.const_data_ptr<T>() + group * outs + out;
+          for (int64_t t = 0; t < rows; ++t) std::copy_n(from, size, to + t * size);
+        });
+      }
+      for (int tap = 0; tap < g.taps(); tap += chunk) {
+        const int taps = std::min(chunk, g.taps() - tap);
+        for (const ChannelBlock& b : blocks) {
+          const int64_t stride = taps * b.size;
+          const BlockView<T> map = x.block(n, b);
+          for (int k = 0; k < taps; ++k) {
+            modulation.fill(g, n, b.deformable_group, tap + k, pixel, length, row);
+            gather(map.data, map.stride, outside.const_data_ptr<T>(), row, length, b.size,
+                   column + k * b.size, stride);
+          }
+          for (const Segment& s : segments(g, b)) {
+            // Where all channels are of one group, the taps are one product.
+            const int together = s.size == b.size ? taps : 1;
+            for (int k = 0; k < taps; k += together) {
+              for_each_outs(s.group, [&](int64_t out, int64_t size, T* to) {
+                const T* w = packed.const_data_ptr<T>() +
+                             (s.begin * outs + out * s.size) * g.taps() + (tap + k) * s.size * size;
+                tile_gemm(rows, size, together * s.size,
+                          Matrix<const T>{column + k * b.size + s.begin - b.begin, stride},
+                          Matrix<const T>{w, size}, Matrix<T>{to, size}, true);
+              });
+            }
+          }
         }
-        const T* map = x.const_data_ptr<T>() + (n * g.channels + b.begin) * (g.pixels() + 1);
-        T* column = buffer.mutable_data_ptr<T>();
-        for (int tap = 0; tap < taps; ++tap) {
-          gather(map, samples.row(tap), length, b.size, column + tap * b.size, taps * b.size);
-        }
-        tile_gemm(block_matrix(g, b, w),
-                  buffer.narrow(0, 0, length * taps * b.size).view({length, taps * b.size}).t(),
-                  out.slice(n, b.group * outs, outs, pixel, length),
-                  bias || b.begin % (g.channels / g.groups) != 0);
+      }
+      S* image = result.mutable_data_ptr<S>() + n * to.image + pixel * to.pixel;
+      for (int64_t group = 0; group < g.groups; ++group) {
+        for_each_outs(group, [&](int64_t out, int64_t size, T* from) {
+          copy_matrix(size, length, const_cast<const T*>(from), {1, size},
+                      image + (group * outs + out) * to.channel, {to.channel, to.pixel});
+        });
       }
     }
+    tile_gemm_done();
   });
-  return result.to(input.scalar_type());
+  return result;
+}
+
+// Copies the gradients of neighbouring outputs over a tile twice: as (outputs, kRows pixels) and,
+// for the product with the weights, as (outputs / kDepth, pixels, kDepth).
+template <typename S, typename T>
+void copy_grad(const S* from, const MapStrides& strides, int64_t outs, int64_t length, int64_t rows,
+               int64_t stride, T* by_output, T* by_pixel) {
+  copy_matrix(outs, length, from, {strides.channel, strides.pixel}, by_output, {stride, 1});
+  for (int64_t out = 0; out < outs; ++out) {
+    std::fill(by_output + out * stride + length, by_output + out * stride + rows, T(0));
+  }
+  for (int64_t out = 0; out < outs; out += kDepth) {
+    const int64_t size = std::min(kDepth, outs - out);
+    copy_matrix(size, rows, const_cast<const T*>(by_output) + out * stride, {stride, 1},
+                by_pixel + out * stride, {1, size});
+  }
 }
 
 template <typename S>
@@ -300,62 +180,90 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const ConvGeometry& g, const at::Tensor& grad, const at::Tensor& input,
     const at::Tensor& offset, const at::Tensor& weight, const std::optional<at::Tensor>& mask) {
   using T = at::opmath_type<S>;
-  const auto blocks = channel_blocks(g);
-  const auto owners = channel_owners(blocks);
-  const Tiling tiling(g, sizeof(T));
+  // One thread owns the slices of a block in all gradients.
+  const auto blocks = channel_blocks(g, kOwnedChannels);
+  const int64_t outs = g.out_channels / g.groups, width = blocks[0].size;
+  const int64_t count = blocks.size(), shares = count / g.deformable_groups;
+  const int64_t owned_groups =
+      std::min<int64_t>(g.groups, at::divup(width, g.channels / g.groups) + 1);
+  const Tiling tiling(g, (2 * owned_groups * outs + width) * sizeof(T), 1);
   const Modulation<T> modulation(offset, mask);
-  const at::Tensor x = map_to_blocks<S, T>(g, blocks, input);
-  const at::Tensor w = weight_to_blocks<S, T>(g, blocks, weight);
-  const at::Tensor grad_dense = dense(grad.to(x.scalar_type()));
-  const MapView grad_out(grad_dense);
-  const int64_t outs = g.out_channels / g.groups, taps = g.taps(), out_pixels = g.out_pixels();
+  const auto x = BlockedMap<T>::template copy<S>(g, blocks, input, false);
+  const auto grad_x = BlockedMap<T>::zeros(g, input);
+  const at::Tensor packed = pack_backward<S, T>(g, blocks, weight);
+  const at::Tensor grad_dense = dense(grad);
+  const MapStrides from(grad_dense);
 
-  // An owner may be divided further by images; then each part has its own gradient of the weights.
-  const int64_t owner_count = owners.size(), shares = owners.back().share + 1;
+  // A block may be divided further by images; then each part has its own gradient of the weights.
   const int64_t parts =
-      std::clamp<int64_t>(at::divup(kMinUnits, owner_count), 1, std::max<int64_t>(g.batch, 1));
-  const at::Tensor grad_x = at::zeros_like(x);
-  const at::Tensor grad_w = at::zeros({parts, w.numel()}, w.options());
-  const at::Tensor grad_offset = at::zeros({shares, modulation.offset.numel()}, x.options());
-  const at::Tensor grad_mask = at::zeros({shares, mask ? modulation.mask.numel() : 0}, x.options());
+      std::clamp<int64_t>(at::divup(kMinUnits, count), 1, std::max<int64_t>(g.batch, 1));
+  const at::Tensor grad_w = at::zeros({parts, packed.numel()}, packed.options());
+  const at::Tensor grad_offset = at::zeros({shares, modulation.offset.numel()}, packed.options());
+  const at::Tensor grad_mask =
+      at::zeros({shares, mask ? modulation.mask.numel() : 0}, packed.options());
+  const at::Tensor outside = at::zeros({width}, packed.options());
 
-  at::parallel_for(0, parts * owner_count, 1, [&](int64_t begin, int64_t end) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    SampleTile<T> samples(g, tiling.size);
+  at::parallel_for(0, parts * count, 1, [&](int64_t begin, int64_t end) {
+    const SampleBuffer<T> samples(tiling.size);
+    const SampleRow<T> row = samples.row();
     const at::Tensor buffer =
-        at::empty({tiling.size * taps * std::min(kBlockChannels, g.channels)}, x.options());
+        scratch<T>(tiling.size * (width + 2 * owned_groups * outs) + width, packed.options());
+    T* column = buffer.mutable_data_ptr<T>();
+    T* by_output = column + tiling.size * width;
+    T* by_pixel = by_output + tiling.size * owned_groups * outs;
+    T* nowhere = by_pixel + tiling.size * owned_groups * outs;
+    std::fill_n(nowhere, width, T(0));
     for (int64_t unit = begin; unit < end; ++unit) {
-      const Owner& owner = owners[unit % owner_count];
-      const int64_t part = unit / owner_count,
-                    deformable_group = blocks[owner.begin].deformable_group;
-      const at::Tensor grad_w_part = grad_w.select(0, part);
-      T* to_offset = grad_offset.mutable_data_ptr<T>() + owner.share * grad_offset.size(1);
-      T* to_mask = grad_mask.mutable_data_ptr<T>() + owner.share * grad_mask.size(1);
+      const ChannelBlock& b = blocks[unit % count];
+      const auto parts_of_block = segments(g, b);
+      const int64_t part = unit / count, first_group = parts_of_block[0].group;
+      T* to_weight = grad_w.mutable_data_ptr<T>() + part * packed.numel();
+      T* to_offset = grad_offset.mutable_data_ptr<T>() + b.index * modulation.offset.numel();
+      T* to_mask =
+          mask ? grad_mask.mutable_data_ptr<T>() + b.index * modulation.mask.numel() : nullptr;
       for (int64_t n = g.batch * part / parts; n < g.batch * (part + 1) / parts; ++n) {
         for (int64_t tile = 0; tile < tiling.count; ++tile) {
           const int64_t pixel = tiling.begin(tile), length = tiling.length(tile);
-          modulation.locate(g, n, deformable_group, pixel, length, samples);
-          for (size_t i = owner.begin; i < owner.end; ++i) {
-            const ChannelBlock& b = blocks[i];
-            const int64_t map_at = (n * g.channels + b.begin) * (g.pixels() + 1);
-            const at::Tensor column =
-                buffer.narrow(0, 0, length * taps * b.size).view({length, taps * b.size});
-            const at::Tensor grad_tile = grad_out.slice(n, b.group * outs, outs, pixel, length);
-            tile_gemm(grad_tile.t(), block_matrix(g, b, w), column, false);
-            for (int tap = 0; tap < taps; ++tap) {
-              const int64_t plane = (n * g.deformable_groups + deformable_group) * taps + tap;
-              T* offset_y = to_offset + 2 * plane * out_pixels + pixel;
-              sweep(x.const_data_ptr<T>() + map_at, grad_x.mutable_data_ptr<T>() + map_at,
-                    samples.row(tap), length, b.size, column.mutable_data_ptr<T>() + tap * b.size,
-                    taps * b.size,
-                    SampleGradRow<T>{offset_y, offset_y + out_pixels,
-                                     mask ? to_mask + plane * out_pixels + pixel : nullptr});
+          const int64_t rows = Tiling::round_up(length);
+          set_pixels(g, pixel, length, row);
+          for (const Segment& s : parts_of_block) {
+            const int64_t at = (s.group - first_group) * outs * tiling.size;
+            copy_grad<S, T>(grad_dense.const_data_ptr<S>() + n * from.image +
+                                s.group * outs * from.channel + pixel * from.pixel,
+                            from, outs, length, rows, tiling.size, by_output + at, by_pixel + at);
+          }
+          for (int tap = 0; tap < g.taps(); ++tap) {
+            for (const Segment& s : parts_of_block) {
+              const int64_t at = (s.group - first_group) * outs * tiling.size;
+              const T* w = packed.const_data_ptr<T>() + (s.begin * g.taps() + tap * s.size) * outs;
+              for (int64_t out = 0; out < outs; out += kDepth) {
+                const int64_t depth = std::min(kDepth, outs - out);
+                tile_gemm(rows, s.size, depth,
+                          Matrix<const T>{by_pixel + at + out * tiling.size, depth},
+                          Matrix<const T>{w + out * s.size, s.size},
+                          Matrix<T>{column + s.begin - b.begin, b.size}, out > 0);
+              }
             }
-            tile_gemm(grad_tile, column, block_matrix(g, b, grad_w_part), true);
+            modulation.fill(g, n, b.deformable_group, tap, pixel, length, row);
+            const int64_t plane = (n * g.deformable_groups + b.deformable_group) * g.taps() + tap;
+            T* offset_y = to_offset + 2 * plane * g.out_pixels() + pixel;
+            sweep(x.block(n, b).data, grad_x.block(n, b).data, outside.const_data_ptr<T>(), nowhere,
+                  row, length, b.size, column,
+                  SampleGradRow<T>{offset_y, offset_y + g.out_pixels(),
+                                   mask ? to_mask + plane * g.out_pixels() + pixel : nullptr});
+            std::fill(column + length * b.size, column + rows * b.size, T(0));
+            for (const Segment& s : parts_of_block) {
+              const int64_t at = (s.group - first_group) * outs * tiling.size;
+              T* to = to_weight + (s.begin * g.taps() + tap * s.size) * outs;
+              tile_gemm(outs, s.size, rows, Matrix<const T>{by_output + at, tiling.size},
+                        Matrix<const T>{column + s.begin - b.begin, b.size}, Matrix<T>{to, s.size},
+                        true);
+            }
           }
         }
       }
     }
+    tile_gemm_done();
   });
 
   const auto sum_in_order = [](const at::Tensor& shares) {
@@ -364,9 +272,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     return sum;
   };
   at::Tensor grad_input = at::empty(input.sizes(), input.options(), format_like(input));
-  blocks_to_map<S, T>(g, blocks, grad_x, grad_input);
+  grad_x.template copy_to<S>(blocks, grad_input);
   return {grad_input, sum_in_order(grad_offset).view(offset.sizes()).to(offset.scalar_type()),
-          blocks_to_weight<S, T>(g, blocks, sum_in_order(grad_w), weight),
+          unpack_backward<S, T>(g, blocks, sum_in_order(grad_w), weight),
           mask ? sum_in_order(grad_mask).view(mask->sizes()).to(mask->scalar_type())
                : at::empty({0}, input.options())};
 }

@@ -1,0 +1,187 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "../common/target_clones.h"
+#include "../common/vector.h"
+#include "deform_conv.h"
+
+// The loops of the CPU kernels over the samples of a tap: where a tile of output pixels reads,
+// vectorised over the pixels, and the reads themselves, which form the column that the weights
+// multiply, vectorised over the channels of a block.
+
+namespace dcn_projects {
+
+// The samples of one tap over the pixels of a tile, field by field. See Sample.
+template <typename T>
+struct SampleRow {
+  int *out_y, *out_x;
+  int* index[4];
+  T *ly, *lx, *slope_y, *slope_x, *mask;
+};
+
+// Memory for one.
+template <typename T>
+class SampleBuffer {
+ public:
+  explicit SampleBuffer(int64_t size) : indices_(6 * size), values_(5 * size) {
+    int* index = indices_.data();
+    T* value = values_.data();
+    row_ = {index,
+            index + size,
+            {index + 2 * size, index + 3 * size, index + 4 * size, index + 5 * size},
+            value,
+            value + size,
+            value + 2 * size,
+            value + 3 * size,
+            value + 4 * size};
+  }
+  const SampleRow<T> row() const { return row_; }
+
+ private:
+  std::vector<int> indices_;
+  std::vector<T> values_;
+  SampleRow<T> row_;
+};
+
+template <typename T>
+DCN_HOST_DEVICE void locate_body(const ConvGeometry& g, int tap, const T* offset_y,
+                                 const T* offset_x, int64_t length, SampleRow<T> row) {
+  const int tap_y = tap / g.kernel_w, tap_x = tap % g.kernel_w;
+#pragma omp simd
+  for (int64_t t = 0; t < length; ++t) {
+    const Sample<T> s =
+        locate(g, row.out_y[t], row.out_x[t], tap_y, tap_x, offset_y[t], offset_x[t], -1);
+    row.index[0][t] = s.tap.index[0];
+    row.index[1][t] = s.tap.index[1];
+    row.index[2][t] = s.tap.index[2];
+    row.index[3][t] = s.tap.index[3];
+    row.ly[t] = s.tap.ly;
+    row.lx[t] = s.tap.lx;
+    row.slope_y[t] = s.slope_y;
+    row.slope_x[t] = s.slope_x;
+  }
+}
+
+// column[t] = mask * value of sample t, for the `channels` of a block. The pixel that the map lacks
+// is `outside`, all zeros.
+template <typename T>
+DCN_HOST_DEVICE void gather_body(const T* map, int64_t map_stride, const T* outside,
+                                 SampleRow<T> row, int64_t length, int64_t channels, T* column,
+                                 int64_t column_stride) {
+  using V = vector_t<T>;
+  constexpr int64_t kLanes = sizeof(V) / sizeof(T);
+  for (int64_t t = 0; t < length; ++t, column += column_stride) {
+    const T *x[4], ly = row.ly[t], lx = row.lx[t], mask = row.mask[t];
+    for (int k = 0; k < 4; ++k) {
+      const int index = row.index[k][t];
+      x[k] = index < 0 ? outside : map + index * map_stride;
+    }
+    const T low = mask * (1 - ly), high = mask * ly;
+    const T w0 = low * (1 - lx), w1 = low * lx, w2 = high * (1 - lx), w3 = high * lx;
+    int64_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+      store_vector(column + c, w0 * load_vector<V>(x[0] + c) + w1 * load_vector<V>(x[1] + c) +
+                                   w2 * load_vector<V>(x[2] + c) + w3 * load_vector<V>(x[3] + c));
+    }
+    for (; c < channels; ++c) {
+      column[c] = w0 * x[0][c] + w1 * x[1][c] + w2 * x[2][c] + w3 * x[3][c];
+    }
+  }
+}
+
+// Where the gradients of the offsets and the mask of a tap go, over the pixels of a tile.
+template <typename T>
+struct SampleGradRow {
+  T *offset_y, *offset_x, *mask;  // mask may be null
+};
+
+// Takes the gradient of a column and leaves the column in its place, so that one pass over the four
+// pixels of a sample serves all gradients. Adds to grad_map, and to `grad`. Two of the four pixels
+// can be the same only if they are the one that the map lacks: it is read from `outside`, all
+// zeros, and its gradient is written to `nowhere`.
+template <typename T>
+DCN_HOST_DEVICE void sweep_body(const T* map, T* grad_map, const T* outside, T* nowhere,
+                                SampleRow<T> row, int64_t length, int64_t channels, T* column,
+                                SampleGradRow<T> grad) {
+  using V = vector_t<T>;
+  constexpr int64_t kLanes = sizeof(V) / sizeof(T);
+  for (int64_t t = 0; t < length; ++t, column += channels) {
+    const T *x[4], ly = row.ly[t], lx = row.lx[t], mask = row.mask[t];
+    T* gx[4];
+    for (int k = 0; k < 4; ++k) {
+      const int index = row.index[k][t];
+      x[k] = index < 0 ? outside : map + index * channels;
+      gx[k] = index < 0 ? nowhere : grad_map + index * channels;
+    }
+    const T w[4] = {(1 - ly) * (1 - lx), (1 - ly) * lx, ly * (1 - lx), ly * lx};
+    const T m[4] = {mask * w[0], mask * w[1], mask * w[2], mask * w[3]};
+    V sums[4] = {};
+    T d[4];
+    int64_t c = 0;
+    for (; c + kLanes <= channels; c += kLanes) {
+      const V g = load_vector<V>(column + c);
+      const V v0 = load_vector<V>(x[0] + c), v1 = load_vector<V>(x[1] + c);
+      const V v2 = load_vector<V>(x[2] + c), v3 = load_vector<V>(x[3] + c);
+      const V s0 = load_vector<V>(gx[0] + c) + m[0] * g, s1 = load_vector<V>(gx[1] + c) + m[1] * g;
+      const V s2 = load_vector<V>(gx[2] + c) + m[2] * g, s3 = load_vector<V>(gx[3] + c) + m[3] * g;
+      sums[0] += g * v0;
+      sums[1] += g * v1;
+      sums[2] += g * v2;
+      sums[3] += g * v3;
+      store_vector(gx[0] + c, s0);
+      store_vector(gx[1] + c, s1);
+      store_vector(gx[2] + c, s2);
+      store_vector(gx[3] + c, s3);
+      store_vector(column + c, m[0] * v0 + m[1] * v1 + m[2] * v2 + m[3] * v3);
+    }
+    for (int k = 0; k < 4; ++k) d[k] = sum<T>(sums[k]);
+    for (; c < channels; ++c) {
+      const T g = column[c];
+      T value = 0;
+      for (int k = 0; k < 4; ++k) {
+        d[k] += g * x[k][c];
+        value += m[k] * x[k][c];
+        gx[k][c] += m[k] * g;
+      }
+      column[c] = value;
+    }
+    const Sample<T> sample{{{}, ly, lx}, row.slope_y[t], row.slope_x[t]};
+    const SampleGrad<T> part = sample_grad(sample, mask, d);
+    grad.offset_y[t] += part.offset_y;
+    grad.offset_x[t] += part.offset_x;
+    if (grad.mask) grad.mask[t] += part.mask;
+  }
+}
+
+#define DCN_CLONED_LOOPS(T)                                                                    \
+  DCN_TARGET_CLONES static void locate(const ConvGeometry& g, int tap, const T* offset_y,      \
+                                       const T* offset_x, int64_t length, SampleRow<T> row) {  \
+    locate_body(g, tap, offset_y, offset_x, length, row);                                      \
+  }                                                                                            \
+  DCN_TARGET_CLONES static void gather(const T* map, int64_t map_stride, const T* outside,     \
+                                       SampleRow<T> row, int64_t length, int64_t channels,     \
+                                       T* column, int64_t column_stride) {                     \
+    gather_body(map, map_stride, outside, row, length, channels, column, column_stride);       \
+  }                                                                                            \
+  DCN_TARGET_CLONES static void sweep(const T* map, T* grad_map, const T* outside, T* nowhere, \
+                                      SampleRow<T> row, int64_t length, int64_t channels,      \
+                                      T* column, SampleGradRow<T> grad) {                      \
+    sweep_body(map, grad_map, outside, nowhere, row, length, channels, column, grad);          \
+  }
+DCN_CLONED_LOOPS(float)
+DCN_CLONED_LOOPS(double)
+#undef DCN_CLONED_LOOPS
+
+// Sets which output pixels a row stands for.
+template <typename T>
+void set_pixels(const ConvGeometry& g, int64_t begin, int64_t length, SampleRow<T> row) {
+  for (int64_t t = 0; t < length; ++t) {
+    row.out_y[t] = static_cast<int>((begin + t) / g.out_width);
+    row.out_x[t] = static_cast<int>((begin + t) % g.out_width);
+  }
+}
+
+}  // namespace dcn_projects

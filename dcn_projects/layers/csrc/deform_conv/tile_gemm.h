@@ -1,0 +1,52 @@
+#pragma once
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/native/CPUBlas.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
+
+#include <cstdint>
+
+// The matrix product of the CPU kernels. The only place that knows which library multiplies.
+
+namespace dcn_projects {
+
+template <typename T>
+struct Matrix {
+  T* data;
+  int64_t stride;  // from row to row; a row is contiguous
+};
+
+// c (m x n) = a (m x k) b (k x n), or c += a b. Called by one thread of several, each with matrices
+// of its own. Fast with a narrow b, up to 64 columns, whose rows lie side by side.
+template <typename T>
+void tile_gemm(int64_t m, int64_t n, int64_t k, Matrix<const T> a, Matrix<const T> b, Matrix<T> c,
+               bool accumulate) {
+  const auto view = [](int64_t rows, int64_t cols, const T* data, int64_t stride) {
+    return at::from_blob(const_cast<T*>(data), {rows, cols}, {stride, 1},
+                         at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
+  };
+  at::AutoDispatchBelowADInplaceOrView guard;  // this thread has not the caller's grad mode
+  at::Tensor result = view(m, n, c.data, c.stride);
+  if (accumulate) {
+    at::addmm_out(result, result, view(m, k, a.data, a.stride), view(k, n, b.data, b.stride));
+  } else {
+    at::mm_out(result, view(m, k, a.data, a.stride), view(k, n, b.data, b.stride));
+  }
+}
+
+#ifdef CPUBLAS_BRGEMM_F32F32F32
+// Compiled for each size when it is first met. It reaches the rate of PyTorch's convolutions, which
+// the product of whole tensors does not on every processor.
+inline void tile_gemm(int64_t m, int64_t n, int64_t k, Matrix<const float> a, Matrix<const float> b,
+                      Matrix<float> c, bool accumulate) {
+  at::native::cpublas::brgemm(m, n, k, a.stride, b.stride, c.stride, accumulate, a.data, b.data,
+                              c.data, /*is_vnni=*/false);
+}
+inline void tile_gemm_done() { at::native::cpublas::brgemm_release(/*is_vnni=*/false); }
+#else
+inline void tile_gemm_done() {}
+#endif
+
+}  // namespace dcn_projects
