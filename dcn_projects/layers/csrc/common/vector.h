@@ -1,5 +1,8 @@
 #pragma once
 
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -31,6 +34,60 @@ DCN_HOST_DEVICE void store_vector(T* to, V v) {
   std::memcpy(to, &v, sizeof(V));
 }
 
+// 16-bit values are loaded as floats and stored from floats, rounded to nearest, ties to even.
+template <typename V>
+DCN_HOST_DEVICE V load_vector(const at::BFloat16* from) {
+  constexpr int kLanes = sizeof(V) / sizeof(float);
+  const auto bits = __builtin_convertvector(
+      load_vector<vector_t<uint16_t, kLanes>>(reinterpret_cast<const uint16_t*>(from)),
+      vector_t<uint32_t, kLanes>);
+  return reinterpret_cast<V>(bits << 16);  // a bfloat16 is the upper half of a float
+}
+
+template <typename V>
+DCN_HOST_DEVICE void store_vector(at::BFloat16* to, V v) {
+  constexpr int kLanes = sizeof(V) / sizeof(float);
+  using Bits = vector_t<uint32_t, kLanes>;
+  Bits bits = reinterpret_cast<Bits>(v);
+  bits += 0x7fff + (bits >> 16 & 1);
+  bits = v == v ? bits : 0x7fc00000 + Bits{};
+  store_vector(reinterpret_cast<uint16_t*>(to),
+               __builtin_convertvector(bits >> 16, vector_t<uint16_t, kLanes>));
+}
+
+// A half has 5 bits of exponent with bias 15 and 10 of fraction, a float 8 with bias 127 and 23.
+template <typename V>
+DCN_HOST_DEVICE V load_vector(const at::Half* from) {
+  constexpr int kLanes = sizeof(V) / sizeof(float);
+  using Bits = vector_t<uint32_t, kLanes>;
+  const Bits half = __builtin_convertvector(
+      load_vector<vector_t<uint16_t, kLanes>>(reinterpret_cast<const uint16_t*>(from)), Bits);
+  // Scaling by the difference of the biases also makes subnormal numbers right.
+  const Bits finite = reinterpret_cast<Bits>(reinterpret_cast<V>((half & 0x7fff) << 13) * 0x1p112f);
+  const Bits special = 0x7f800000 | (half & 0x3ff) << 13;
+  return reinterpret_cast<V>(((half & 0x7c00) == 0x7c00 ? special : finite) | (half & 0x8000)
+                                                                                  << 16);
+}
+
+template <typename V>
+DCN_HOST_DEVICE void store_vector(at::Half* to, V v) {
+  constexpr int kLanes = sizeof(V) / sizeof(float);
+  using Bits = vector_t<uint32_t, kLanes>;
+  const Bits sign = reinterpret_cast<Bits>(v) >> 16 & 0x8000;
+  const Bits bits = reinterpret_cast<Bits>(v) & 0x7fffffff;
+  const Bits normal = (bits - (112 << 23) + 0xfff + (bits >> 13 & 1)) >> 13;
+  // Below 2^-14 the addition rounds at the last bit that a subnormal half has.
+  const Bits subnormal = reinterpret_cast<Bits>(reinterpret_cast<V>(bits) + 0.5f) - (126 << 23);
+  const Bits infinite = (bits > 0x7f800000 ? Bits{} + 0x7e00 : Bits{} + 0x7c00);
+  const Bits half = bits >= (143 << 23) ? infinite : (bits < (113 << 23) ? subnormal : normal);
+  store_vector(reinterpret_cast<uint16_t*>(to),
+               __builtin_convertvector(half | sign, vector_t<uint16_t, kLanes>));
+}
+
+// The type in which values go from S to T: float, where one is 16-bit.
+template <typename S, typename T>
+using wider_t = std::conditional_t<(sizeof(S) > sizeof(T)), S, T>;
+
 // The sum of the elements.
 template <typename T>
 DCN_HOST_DEVICE T sum(vector_t<T> v) {
@@ -57,14 +114,10 @@ template <typename S, typename T>
 DCN_HOST_DEVICE void transpose_square(const S* from, int64_t from_stride, T* to,
                                       int64_t to_stride) {
 #ifdef DCN_HAS_SHUFFLE
-  using Wide = std::conditional_t<(sizeof(S) > sizeof(T)), S, T>;  // float, where one is 16-bit
-  vector_t<Wide, 8> row[8];
+  using V = vector_t<wider_t<S, T>, 8>;
+  V row[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    Wide values[8];
-    for (int j = 0; j < 8; ++j) values[j] = static_cast<Wide>(from[i * from_stride + j]);
-    row[i] = load_vector<vector_t<Wide, 8>>(values);
-  }
+  for (int i = 0; i < 8; ++i) row[i] = load_vector<V>(from + i * from_stride);
   // Swap the two squares off the diagonal, of 4 x 4, then of 2 x 2 in each, then the elements.
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
@@ -86,13 +139,7 @@ DCN_HOST_DEVICE void transpose_square(const S* from, int64_t from_stride, T* to,
     row[i + 1] = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
   }
 #pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    if constexpr (std::is_same_v<Wide, T>) {
-      store_vector(to + j * to_stride, row[j]);
-    } else {
-      for (int i = 0; i < 8; ++i) to[j * to_stride + i] = static_cast<T>(row[j][i]);
-    }
-  }
+  for (int j = 0; j < 8; ++j) store_vector(to + j * to_stride, row[j]);
 #else
   for (int j = 0; j < 8; ++j) {
     for (int i = 0; i < 8; ++i) to[j * to_stride + i] = static_cast<T>(from[i * from_stride + j]);

@@ -33,7 +33,12 @@ DCN_HOST_DEVICE void copy_matrix_body(int64_t rows, int64_t cols, const S* from,
   }
   if (t.col == 1) {
     for (int64_t i = 0; i < rows; ++i) {
-      for (int64_t j = 0; j < cols; ++j) to[i * t.row + j] = static_cast<T>(from[i * f.row + j]);
+      int64_t j = 0;
+      for (; j + 8 <= cols; j += 8) {
+        store_vector(to + i * t.row + j,
+                     load_vector<vector_t<wider_t<S, T>, 8>>(from + i * f.row + j));
+      }
+      for (; j < cols; ++j) to[i * t.row + j] = static_cast<T>(from[i * f.row + j]);
     }
     return;
   }
@@ -61,7 +66,14 @@ DCN_COPY_MATRIX(at::Half, float)
 DCN_COPY_MATRIX(at::BFloat16, float)
 DCN_COPY_MATRIX(float, at::Half)
 DCN_COPY_MATRIX(float, at::BFloat16)
+DCN_COPY_MATRIX(int16_t, int16_t)
 #undef DCN_COPY_MATRIX
+
+inline void copy_matrix(int64_t rows, int64_t cols, const at::BFloat16* from, Strides from_strides,
+                        at::BFloat16* to, Strides to_strides) {
+  copy_matrix(rows, cols, reinterpret_cast<const int16_t*>(from), from_strides,
+              reinterpret_cast<int16_t*>(to), to_strides);
+}
 
 // Neighbouring channels of one deformable group; `index` counts the blocks of the group.
 struct ChannelBlock {
@@ -234,42 +246,50 @@ at::Tensor pack_forward(const ConvGeometry& g, const std::vector<ChannelBlock>& 
   return result;
 }
 
-// Going backward they take outputs to channels: (taps, outputs, channels).
+// Going backward they take outputs to channels: (taps, outputs, channels), or (outputs, taps,
+// channels) with `output_first`.
+struct PackedStrides {
+  PackedStrides(const ConvGeometry& g, const Segment& s, bool output_first)
+      : output(s.size * (output_first ? g.taps() : 1)),
+        tap(s.size * (output_first ? 1 : g.out_channels / g.groups)) {}
+  int64_t output, tap;
+};
+
 template <typename S, typename T>
 at::Tensor pack_backward(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
-                         const at::Tensor& weight) {
+                         const at::Tensor& weight, bool output_first) {
   const at::Tensor source = weight.contiguous();
   const S* from = source.const_data_ptr<S>();
   at::Tensor result =
       at::empty({weight.numel()}, weight.options().dtype(c10::CppTypeToScalarType<T>::value));
   T* to = result.mutable_data_ptr<T>();
-  const int64_t outs = g.out_channels / g.groups, taps = g.taps();
-  const int64_t row = g.channels / g.groups * taps;
+  const int64_t row = g.channels / g.groups * g.taps();
   for_each_segment(g, blocks, [&](const Segment& s, int64_t packed, int64_t dense) {
-    at::parallel_for(0, outs, 16, [&](int64_t begin, int64_t end) {
+    const PackedStrides strides(g, s, output_first);
+    at::parallel_for(0, g.out_channels / g.groups, 16, [&](int64_t begin, int64_t end) {
       for (int64_t out = begin; out < end; ++out) {
-        copy_matrix(s.size, taps, from + dense + out * row, {taps, 1}, to + packed + out * s.size,
-                    {1, outs * s.size});
+        copy_matrix(s.size, g.taps(), from + dense + out * row, {g.taps(), 1},
+                    to + packed + out * strides.output, {1, strides.tap});
       }
     });
   });
   return result;
 }
 
-// Their gradient, (O, C / groups, K), from the layout of pack_backward.
+// Their gradient, (O, C / groups, K), from (taps, outputs, channels).
 template <typename S, typename T>
 at::Tensor unpack_backward(const ConvGeometry& g, const std::vector<ChannelBlock>& blocks,
                            const at::Tensor& packed_weight, const at::Tensor& like) {
   at::Tensor result = at::empty(like.sizes(), like.options());
   const T* from = packed_weight.const_data_ptr<T>();
   S* to = result.mutable_data_ptr<S>();
-  const int64_t outs = g.out_channels / g.groups, taps = g.taps();
-  const int64_t row = g.channels / g.groups * taps;
+  const int64_t row = g.channels / g.groups * g.taps();
   for_each_segment(g, blocks, [&](const Segment& s, int64_t packed, int64_t dense) {
-    at::parallel_for(0, outs, 16, [&](int64_t begin, int64_t end) {
+    const PackedStrides strides(g, s, false);
+    at::parallel_for(0, g.out_channels / g.groups, 16, [&](int64_t begin, int64_t end) {
       for (int64_t out = begin; out < end; ++out) {
-        copy_matrix(s.size, taps, from + packed + out * s.size, {1, outs * s.size},
-                    to + dense + out * row, {taps, 1});
+        copy_matrix(s.size, g.taps(), from + packed + out * strides.output, {1, strides.tap},
+                    to + dense + out * row, {g.taps(), 1});
       }
     });
   });

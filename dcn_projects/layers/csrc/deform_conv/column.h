@@ -66,15 +66,16 @@ DCN_HOST_DEVICE void locate_body(const ConvGeometry& g, int tap, const T* offset
 }
 
 // column[t] = mask * value of sample t, for the `channels` of a block. The pixel that the map lacks
-// is `outside`, all zeros.
-template <typename T>
-DCN_HOST_DEVICE void gather_body(const T* map, int64_t map_stride, const T* outside,
-                                 SampleRow<T> row, int64_t length, int64_t channels, T* column,
+// is `outside`, all zeros. S is T or a 16-bit type.
+template <typename S, typename T>
+DCN_HOST_DEVICE void gather_body(const S* map, int64_t map_stride, const S* outside,
+                                 SampleRow<T> row, int64_t length, int64_t channels, S* column,
                                  int64_t column_stride) {
   using V = vector_t<T>;
   constexpr int64_t kLanes = sizeof(V) / sizeof(T);
   for (int64_t t = 0; t < length; ++t, column += column_stride) {
-    const T *x[4], ly = row.ly[t], lx = row.lx[t], mask = row.mask[t];
+    const T ly = row.ly[t], lx = row.lx[t], mask = row.mask[t];
+    const S* x[4];
     for (int k = 0; k < 4; ++k) {
       const int index = row.index[k][t];
       x[k] = index < 0 ? outside : map + index * map_stride;
@@ -83,11 +84,13 @@ DCN_HOST_DEVICE void gather_body(const T* map, int64_t map_stride, const T* outs
     const T w0 = low * (1 - lx), w1 = low * lx, w2 = high * (1 - lx), w3 = high * lx;
     int64_t c = 0;
     for (; c + kLanes <= channels; c += kLanes) {
-      store_vector(column + c, w0 * load_vector<V>(x[0] + c) + w1 * load_vector<V>(x[1] + c) +
-                                   w2 * load_vector<V>(x[2] + c) + w3 * load_vector<V>(x[3] + c));
+      const V value = w0 * load_vector<V>(x[0] + c) + w1 * load_vector<V>(x[1] + c) +
+                      w2 * load_vector<V>(x[2] + c) + w3 * load_vector<V>(x[3] + c);
+      store_vector(column + c, value);
     }
     for (; c < channels; ++c) {
-      column[c] = w0 * x[0][c] + w1 * x[1][c] + w2 * x[2][c] + w3 * x[3][c];
+      column[c] =
+          static_cast<S>(w0 * T(x[0][c]) + w1 * T(x[1][c]) + w2 * T(x[2][c]) + w3 * T(x[3][c]));
     }
   }
 }
@@ -98,31 +101,32 @@ struct SampleGradRow {
   T *offset_y, *offset_x, *mask;  // mask may be null
 };
 
-// Takes the gradient of a column and leaves the column in its place, so that one pass over the four
-// pixels of a sample serves all gradients. Adds to grad_map, and to `grad`. Two of the four pixels
-// can be the same only if they are the one that the map lacks: it is read from `outside`, all
-// zeros, and its gradient is written to `nowhere`.
-template <typename T>
-DCN_HOST_DEVICE void sweep_body(const T* map, T* grad_map, const T* outside, T* nowhere,
-                                SampleRow<T> row, int64_t length, int64_t channels, T* column,
+// One pass over the four pixels of each sample serves all gradients: reads the gradient of a
+// column, adds to grad_map and to `grad`, and writes the column. Two of the four pixels can be the
+// same only if they are the one that the map lacks: it is read from `outside`, all zeros, and its
+// gradient is written to `nowhere`.
+template <typename S, typename T>
+DCN_HOST_DEVICE void sweep_body(const S* map, T* grad_map, const S* outside, T* nowhere,
+                                SampleRow<T> row, int64_t length, int64_t channels,
+                                const S* grad_column, int64_t grad_stride, T* column,
                                 SampleGradRow<T> grad) {
   using V = vector_t<T>;
   constexpr int64_t kLanes = sizeof(V) / sizeof(T);
-  for (int64_t t = 0; t < length; ++t, column += channels) {
-    const T *x[4], ly = row.ly[t], lx = row.lx[t], mask = row.mask[t];
+  for (int64_t t = 0; t < length; ++t, column += channels, grad_column += grad_stride) {
+    const T ly = row.ly[t], lx = row.lx[t], mask = row.mask[t];
+    const S* x[4];
     T* gx[4];
     for (int k = 0; k < 4; ++k) {
       const int index = row.index[k][t];
       x[k] = index < 0 ? outside : map + index * channels;
       gx[k] = index < 0 ? nowhere : grad_map + index * channels;
     }
-    const T w[4] = {(1 - ly) * (1 - lx), (1 - ly) * lx, ly * (1 - lx), ly * lx};
-    const T m[4] = {mask * w[0], mask * w[1], mask * w[2], mask * w[3]};
+    const T m[4] = {mask * ((1 - ly) * (1 - lx)), mask * ((1 - ly) * lx), mask * (ly * (1 - lx)),
+                    mask * (ly * lx)};
     V sums[4] = {};
-    T d[4];
     int64_t c = 0;
     for (; c + kLanes <= channels; c += kLanes) {
-      const V g = load_vector<V>(column + c);
+      const V g = load_vector<V>(grad_column + c);
       const V v0 = load_vector<V>(x[0] + c), v1 = load_vector<V>(x[1] + c);
       const V v2 = load_vector<V>(x[2] + c), v3 = load_vector<V>(x[3] + c);
       const V s0 = load_vector<V>(gx[0] + c) + m[0] * g, s1 = load_vector<V>(gx[1] + c) + m[1] * g;
@@ -135,15 +139,18 @@ DCN_HOST_DEVICE void sweep_body(const T* map, T* grad_map, const T* outside, T* 
       store_vector(gx[1] + c, s1);
       store_vector(gx[2] + c, s2);
       store_vector(gx[3] + c, s3);
-      store_vector(column + c, m[0] * v0 + m[1] * v1 + m[2] * v2 + m[3] * v3);
+      const V value = m[0] * v0 + m[1] * v1 + m[2] * v2 + m[3] * v3;
+      store_vector(column + c, value);
     }
+    T d[4];
     for (int k = 0; k < 4; ++k) d[k] = sum<T>(sums[k]);
     for (; c < channels; ++c) {
-      const T g = column[c];
+      const T g = grad_column[c];
       T value = 0;
       for (int k = 0; k < 4; ++k) {
-        d[k] += g * x[k][c];
-        value += m[k] * x[k][c];
+        const T v = x[k][c];
+        d[k] += g * v;
+        value += m[k] * v;
         gx[k][c] += m[k] * g;
       }
       column[c] = value;
@@ -156,23 +163,31 @@ DCN_HOST_DEVICE void sweep_body(const T* map, T* grad_map, const T* outside, T* 
   }
 }
 
-#define DCN_CLONED_LOOPS(T)                                                                    \
-  DCN_TARGET_CLONES static void locate(const ConvGeometry& g, int tap, const T* offset_y,      \
-                                       const T* offset_x, int64_t length, SampleRow<T> row) {  \
-    locate_body(g, tap, offset_y, offset_x, length, row);                                      \
-  }                                                                                            \
-  DCN_TARGET_CLONES static void gather(const T* map, int64_t map_stride, const T* outside,     \
-                                       SampleRow<T> row, int64_t length, int64_t channels,     \
-                                       T* column, int64_t column_stride) {                     \
-    gather_body(map, map_stride, outside, row, length, channels, column, column_stride);       \
-  }                                                                                            \
-  DCN_TARGET_CLONES static void sweep(const T* map, T* grad_map, const T* outside, T* nowhere, \
-                                      SampleRow<T> row, int64_t length, int64_t channels,      \
-                                      T* column, SampleGradRow<T> grad) {                      \
-    sweep_body(map, grad_map, outside, nowhere, row, length, channels, column, grad);          \
+#define DCN_CLONED_LOCATE(T)                                                                  \
+  DCN_TARGET_CLONES static void locate(const ConvGeometry& g, int tap, const T* offset_y,     \
+                                       const T* offset_x, int64_t length, SampleRow<T> row) { \
+    locate_body(g, tap, offset_y, offset_x, length, row);                                     \
   }
-DCN_CLONED_LOOPS(float)
-DCN_CLONED_LOOPS(double)
+DCN_CLONED_LOCATE(float)
+DCN_CLONED_LOCATE(double)
+#undef DCN_CLONED_LOCATE
+
+#define DCN_CLONED_LOOPS(S, T)                                                                   \
+  DCN_TARGET_CLONES static void gather(const S* map, int64_t map_stride, const S* outside,       \
+                                       SampleRow<T> row, int64_t length, int64_t channels,       \
+                                       S* column, int64_t column_stride) {                       \
+    gather_body(map, map_stride, outside, row, length, channels, column, column_stride);         \
+  }                                                                                              \
+  DCN_TARGET_CLONES static void sweep(const S* map, T* grad_map, const S* outside, T* nowhere,   \
+                                      SampleRow<T> row, int64_t length, int64_t channels,        \
+                                      const S* grad_column, int64_t grad_stride, T* column,      \
+                                      SampleGradRow<T> grad) {                                   \
+    sweep_body(map, grad_map, outside, nowhere, row, length, channels, grad_column, grad_stride, \
+               column, grad);                                                                    \
+  }
+DCN_CLONED_LOOPS(float, float)
+DCN_CLONED_LOOPS(double, double)
+DCN_CLONED_LOOPS(at::BFloat16, float)
 #undef DCN_CLONED_LOOPS
 
 // Sets which output pixels a row stands for.

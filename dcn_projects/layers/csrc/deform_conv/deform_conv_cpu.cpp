@@ -159,59 +159,117 @@ at::Tensor forward(const ConvGeometry& g, const at::Tensor& input, const at::Ten
   return result;
 }
 
-// Copies the gradients of neighbouring outputs over a tile twice: as (outputs, kRows pixels) and,
-// for the product with the weights, as (outputs / kDepth, pixels, kDepth).
-template <typename S, typename T>
+// The same for bfloat16 on a processor that multiplies it, without groups: the column of a tile is
+// kept whole, so that one product sums all and rounds once.
+at::Tensor forward_bfloat16(const ConvGeometry& g, const at::Tensor& input,
+                            const at::Tensor& offset, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& mask,
+                            const std::optional<at::Tensor>& bias) {
+  using S = at::BFloat16;
+  const auto blocks = channel_blocks(g, kDepth);
+  const std::vector<ChannelBlock> all{{0, g.channels, 0, 0}};
+  const int64_t depth = g.taps() * g.channels;
+  const Tiling tiling(g, depth * sizeof(S), kMinUnits);
+  const Modulation<float> modulation(offset, mask);
+  const auto x = BlockedMap<S>::copy<S>(g, blocks, input, true);
+  const at::Tensor w =
+      pack_backward<S, S>(g, all, weight, /*output_first=*/true).view({g.out_channels, depth});
+  const at::Tensor outside = at::zeros({blocks[0].size}, w.options());
+  const at::Tensor result = at::empty({g.batch, g.out_channels, g.out_height, g.out_width},
+                                      input.options(), format_like(input));
+  const MapStrides to(result);
+
+  at::parallel_for(0, g.batch * tiling.count, 1, [&](int64_t begin, int64_t end) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const SampleBuffer<float> samples(tiling.size);
+    const SampleRow<float> row = samples.row();
+    const at::Tensor columns = at::empty({tiling.size, depth}, w.options());
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t n = unit / tiling.count, pixel = tiling.begin(unit % tiling.count);
+      const int64_t length = tiling.length(unit % tiling.count);
+      set_pixels(g, pixel, length, row);
+      for (int tap = 0; tap < g.taps(); ++tap) {
+        for (const ChannelBlock& b : blocks) {
+          const BlockView<S> map = x.block(n, b);
+          modulation.fill(g, n, b.deformable_group, tap, pixel, length, row);
+          gather(map.data, map.stride, outside.const_data_ptr<S>(), row, length, b.size,
+                 columns.mutable_data_ptr<S>() + tap * g.channels + b.begin, depth);
+        }
+      }
+      at::Tensor tile = result.as_strided({g.out_channels, length}, {to.channel, to.pixel},
+                                          n * to.image + pixel * to.pixel);
+      const at::Tensor column = columns.narrow(0, 0, length).t();
+      if (bias) {
+        at::addmm_out(tile, bias->view({-1, 1}).expand_as(tile), w, column);
+      } else {
+        at::mm_out(tile, w, column);
+      }
+    }
+  });
+  return result;
+}
+
+// Copies the gradients of neighbouring outputs over a tile twice: as (outputs, pixels), for the
+// gradient of the weights, and as (outputs / depth, pixels, depth), for that of the column.
+template <typename S, typename T, typename P>
 void copy_grad(const S* from, const MapStrides& strides, int64_t outs, int64_t length, int64_t rows,
-               int64_t stride, T* by_output, T* by_pixel) {
+               int64_t stride, T* by_output, P* by_pixel, int64_t depth) {
   copy_matrix(outs, length, from, {strides.channel, strides.pixel}, by_output, {stride, 1});
   for (int64_t out = 0; out < outs; ++out) {
     std::fill(by_output + out * stride + length, by_output + out * stride + rows, T(0));
   }
-  for (int64_t out = 0; out < outs; out += kDepth) {
-    const int64_t size = std::min(kDepth, outs - out);
+  for (int64_t out = 0; out < outs; out += depth) {
+    const int64_t size = std::min(depth, outs - out);
     copy_matrix(size, rows, const_cast<const T*>(by_output) + out * stride, {stride, 1},
                 by_pixel + out * stride, {1, size});
   }
 }
 
-template <typename S>
+// P is the type that the gradient of the column is computed in: T, or S where the processor
+// multiplies it, and there are no groups then.
+template <typename S, typename P = at::opmath_type<S>>
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
     const ConvGeometry& g, const at::Tensor& grad, const at::Tensor& input,
     const at::Tensor& offset, const at::Tensor& weight, const std::optional<at::Tensor>& mask) {
   using T = at::opmath_type<S>;
+  constexpr bool kWhole =
+      !std::is_same_v<P, T>;  // the products with the weights of all taps in one
   // One thread owns the slices of a block in all gradients.
   const auto blocks = channel_blocks(g, kOwnedChannels);
-  const int64_t outs = g.out_channels / g.groups, width = blocks[0].size;
+  const int64_t outs = g.out_channels / g.groups, width = blocks[0].size, taps = g.taps();
   const int64_t count = blocks.size(), shares = count / g.deformable_groups;
-  const int64_t owned_groups =
-      std::min<int64_t>(g.groups, at::divup(width, g.channels / g.groups) + 1);
-  const Tiling tiling(g, (2 * owned_groups * outs + width) * sizeof(T), 1);
+  const int64_t owned_outs =
+      outs * std::min<int64_t>(g.groups, at::divup(width, g.channels / g.groups) + 1);
+  const int64_t depth = kWhole ? outs : kDepth, grad_width = kWhole ? taps * width : width;
+  const Tiling tiling(
+      g, owned_outs * (sizeof(T) + sizeof(P)) + width * sizeof(T) + grad_width * sizeof(P), 1);
   const Modulation<T> modulation(offset, mask);
-  const auto x = BlockedMap<T>::template copy<S>(g, blocks, input, false);
+  const auto x = BlockedMap<P>::template copy<S>(g, blocks, input, false);
   const auto grad_x = BlockedMap<T>::zeros(g, input);
-  const at::Tensor packed = pack_backward<S, T>(g, blocks, weight);
+  const at::Tensor packed = pack_backward<S, P>(g, blocks, weight, kWhole);
   const at::Tensor grad_dense = dense(grad);
   const MapStrides from(grad_dense);
+  const auto options = input.options().dtype(c10::CppTypeToScalarType<T>::value);
 
   // A block may be divided further by images; then each part has its own gradient of the weights.
   const int64_t parts =
       std::clamp<int64_t>(at::divup(kMinUnits, count), 1, std::max<int64_t>(g.batch, 1));
-  const at::Tensor grad_w = at::zeros({parts, packed.numel()}, packed.options());
-  const at::Tensor grad_offset = at::zeros({shares, modulation.offset.numel()}, packed.options());
-  const at::Tensor grad_mask =
-      at::zeros({shares, mask ? modulation.mask.numel() : 0}, packed.options());
+  const at::Tensor grad_w = at::zeros({parts, packed.numel()}, options);
+  const at::Tensor grad_offset = at::zeros({shares, modulation.offset.numel()}, options);
+  const at::Tensor grad_mask = at::zeros({shares, mask ? modulation.mask.numel() : 0}, options);
   const at::Tensor outside = at::zeros({width}, packed.options());
 
   at::parallel_for(0, parts * count, 1, [&](int64_t begin, int64_t end) {
     const SampleBuffer<T> samples(tiling.size);
     const SampleRow<T> row = samples.row();
-    const at::Tensor buffer =
-        scratch<T>(tiling.size * (width + 2 * owned_groups * outs) + width, packed.options());
+    const at::Tensor buffer = at::empty({tiling.size * (width + owned_outs) + width}, options);
+    const at::Tensor grad_buffer =
+        at::empty({tiling.size * (grad_width + owned_outs)}, packed.options());
     T* column = buffer.mutable_data_ptr<T>();
     T* by_output = column + tiling.size * width;
-    T* by_pixel = by_output + tiling.size * owned_groups * outs;
-    T* nowhere = by_pixel + tiling.size * owned_groups * outs;
+    T* nowhere = by_output + tiling.size * owned_outs;
+    P* grad_column = grad_buffer.mutable_data_ptr<P>();
+    P* by_pixel = grad_column + tiling.size * grad_width;
     std::fill_n(nowhere, width, T(0));
     for (int64_t unit = begin; unit < end; ++unit) {
       const ChannelBlock& b = blocks[unit % count];
@@ -228,33 +286,43 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
           set_pixels(g, pixel, length, row);
           for (const Segment& s : parts_of_block) {
             const int64_t at = (s.group - first_group) * outs * tiling.size;
-            copy_grad<S, T>(grad_dense.const_data_ptr<S>() + n * from.image +
-                                s.group * outs * from.channel + pixel * from.pixel,
-                            from, outs, length, rows, tiling.size, by_output + at, by_pixel + at);
+            copy_grad(grad_dense.const_data_ptr<S>() + n * from.image +
+                          s.group * outs * from.channel + pixel * from.pixel,
+                      from, outs, length, rows, tiling.size, by_output + at, by_pixel + at, depth);
           }
-          for (int tap = 0; tap < g.taps(); ++tap) {
-            for (const Segment& s : parts_of_block) {
-              const int64_t at = (s.group - first_group) * outs * tiling.size;
-              const T* w = packed.const_data_ptr<T>() + (s.begin * g.taps() + tap * s.size) * outs;
-              for (int64_t out = 0; out < outs; out += kDepth) {
-                const int64_t depth = std::min(kDepth, outs - out);
-                tile_gemm(rows, s.size, depth,
-                          Matrix<const T>{by_pixel + at + out * tiling.size, depth},
-                          Matrix<const T>{w + out * s.size, s.size},
-                          Matrix<T>{column + s.begin - b.begin, b.size}, out > 0);
+          if constexpr (kWhole) {
+            const P* w = packed.const_data_ptr<P>() + b.begin * taps * outs;
+            tile_gemm(rows, taps * b.size, outs, Matrix<const P>{by_pixel, outs},
+                      Matrix<const P>{w, taps * b.size}, Matrix<P>{grad_column, taps * b.size},
+                      false);
+          }
+          for (int tap = 0; tap < taps; ++tap) {
+            if constexpr (!kWhole) {
+              for (const Segment& s : parts_of_block) {
+                const int64_t at = (s.group - first_group) * outs * tiling.size;
+                const T* w = packed.const_data_ptr<T>() + (s.begin * taps + tap * s.size) * outs;
+                for (int64_t out = 0; out < outs; out += depth) {
+                  const int64_t size = std::min(depth, outs - out);
+                  tile_gemm(rows, s.size, size,
+                            Matrix<const T>{by_pixel + at + out * tiling.size, size},
+                            Matrix<const T>{w + out * s.size, s.size},
+                            Matrix<T>{grad_column + s.begin - b.begin, b.size}, out > 0);
+                }
               }
             }
             modulation.fill(g, n, b.deformable_group, tap, pixel, length, row);
-            const int64_t plane = (n * g.deformable_groups + b.deformable_group) * g.taps() + tap;
+            const int64_t plane = (n * g.deformable_groups + b.deformable_group) * taps + tap;
             T* offset_y = to_offset + 2 * plane * g.out_pixels() + pixel;
-            sweep(x.block(n, b).data, grad_x.block(n, b).data, outside.const_data_ptr<T>(), nowhere,
-                  row, length, b.size, column,
+            sweep(const_cast<const P*>(x.block(n, b).data), grad_x.block(n, b).data,
+                  outside.const_data_ptr<P>(), nowhere, row, length, b.size,
+                  const_cast<const P*>(grad_column) + (kWhole ? tap * b.size : 0),
+                  kWhole ? taps * b.size : b.size, column,
                   SampleGradRow<T>{offset_y, offset_y + g.out_pixels(),
                                    mask ? to_mask + plane * g.out_pixels() + pixel : nullptr});
             std::fill(column + length * b.size, column + rows * b.size, T(0));
             for (const Segment& s : parts_of_block) {
               const int64_t at = (s.group - first_group) * outs * tiling.size;
-              T* to = to_weight + (s.begin * g.taps() + tap * s.size) * outs;
+              T* to = to_weight + (s.begin * taps + tap * s.size) * outs;
               tile_gemm(outs, s.size, rows, Matrix<const T>{by_output + at, tiling.size},
                         Matrix<const T>{column + s.begin - b.begin, b.size}, Matrix<T>{to, s.size},
                         true);
@@ -279,12 +347,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
                : at::empty({0}, input.options())};
 }
 
+// Narrower products gain nothing.
+bool prefers_bfloat16(const ConvGeometry& g, at::ScalarType dtype, int64_t narrowest) {
+  return dtype == at::kBFloat16 && g.groups == 1 &&
+         std::min(g.channels, g.out_channels) >= narrowest && has_bfloat16_product();
+}
+
 at::Tensor deform_conv_cpu(const at::Tensor& input, const at::Tensor& offset,
                            const at::Tensor& weight, const std::optional<at::Tensor>& mask,
                            const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
                            at::IntArrayRef padding, at::IntArrayRef dilation, bool legacy_border) {
   const ConvGeometry g = check_deform_conv(input, offset, weight, mask, bias, stride, padding,
                                            dilation, legacy_border);
+  if (prefers_bfloat16(g, input.scalar_type(), 64)) {
+    return forward_bfloat16(g, input, offset, weight, mask, bias);
+  }
   at::Tensor result;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, input.scalar_type(), "deform_conv",
@@ -299,6 +376,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> deform_conv_backward_
   const ConvGeometry g = check_deform_conv(input, offset, weight, mask, std::nullopt, stride,
                                            padding, dilation, legacy_border);
   check_grad(g, grad, input);
+  if (prefers_bfloat16(g, input.scalar_type(), 128)) {
+    return backward<at::BFloat16, at::BFloat16>(g, grad, input, offset, weight, mask);
+  }
   std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> result;
   AT_DISPATCH_FLOATING_TYPES_AND2(
       at::kHalf, at::kBFloat16, input.scalar_type(), "_deform_conv_backward",

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/Context.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/native/CPUBlas.h>
 #include <ATen/ops/addmm.h>
@@ -7,6 +8,7 @@
 #include <ATen/ops/mm.h>
 
 #include <cstdint>
+#include <type_traits>
 
 // The matrix product of the CPU kernels. The only place that knows which library multiplies.
 
@@ -18,21 +20,24 @@ struct Matrix {
   int64_t stride;  // from row to row; a row is contiguous
 };
 
+template <typename T>
+at::Tensor as_tensor(int64_t rows, int64_t cols, Matrix<T> matrix) {
+  using Value = std::remove_const_t<T>;
+  return at::from_blob(const_cast<Value*>(matrix.data), {rows, cols}, {matrix.stride, 1},
+                       at::TensorOptions().dtype(c10::CppTypeToScalarType<Value>::value));
+}
+
 // c (m x n) = a (m x k) b (k x n), or c += a b. Called by one thread of several, each with matrices
 // of its own. Fast with a narrow b, up to 64 columns, whose rows lie side by side.
 template <typename T>
 void tile_gemm(int64_t m, int64_t n, int64_t k, Matrix<const T> a, Matrix<const T> b, Matrix<T> c,
                bool accumulate) {
-  const auto view = [](int64_t rows, int64_t cols, const T* data, int64_t stride) {
-    return at::from_blob(const_cast<T*>(data), {rows, cols}, {stride, 1},
-                         at::TensorOptions().dtype(c10::CppTypeToScalarType<T>::value));
-  };
   at::AutoDispatchBelowADInplaceOrView guard;  // this thread has not the caller's grad mode
-  at::Tensor result = view(m, n, c.data, c.stride);
+  at::Tensor result = as_tensor(m, n, c);
   if (accumulate) {
-    at::addmm_out(result, result, view(m, k, a.data, a.stride), view(k, n, b.data, b.stride));
+    at::addmm_out(result, result, as_tensor(m, k, a), as_tensor(k, n, b));
   } else {
-    at::mm_out(result, view(m, k, a.data, a.stride), view(k, n, b.data, b.stride));
+    at::mm_out(result, as_tensor(m, k, a), as_tensor(k, n, b));
   }
 }
 
@@ -48,5 +53,15 @@ inline void tile_gemm_done() { at::native::cpublas::brgemm_release(/*is_vnni=*/f
 #else
 inline void tile_gemm_done() {}
 #endif
+
+// Whether the processor multiplies bfloat16 faster than float32. Only products whose result may be
+// rounded to bfloat16 can profit, and they take at::mm: the blocked product wants AMX.
+inline bool has_bfloat16_product() {
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") && at::globalContext().userEnabledMkldnn();
+#else
+  return false;
+#endif
+}
 
 }  // namespace dcn_projects
