@@ -31,6 +31,9 @@ except ImportError as error:
 # Architectures to build for where no GPU is visible; later ones run the last one's PTX.
 ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0"]
 
+# Exports to ONNX, and runs what came of it.
+ONNX = ["onnx", "onnxscript", "onnxruntime"]
+
 
 def output_of(*command) -> str:
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -165,7 +168,8 @@ setup(
         # scikit-learn: digits and photographs that the generated data are made of;
         # shapely: with it detectron2 reads the polygons of Cityscapes.
         "data": ["scikit-learn", "shapely"],
-        "test": ["pytest", "hypothesis"],
+        "onnx": ONNX,
+        "test": ["pytest", "hypothesis", *ONNX],
     },
     ext_modules=[operator_library()],
     cmdclass={"build_ext": BuildOperators},

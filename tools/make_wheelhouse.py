@@ -30,8 +30,9 @@ COMES_WITH_TORCH = """
 # Part of Python since 3.5; the package would shadow it under `pip install --target`.
 STANDARD_LIBRARY = ["typing"]
 # More than the rest together. Training and evaluation work without them: OpenCV draws and rotates
-# (detectron2 does without), the other two make the generated data.
-LARGE = ["opencv_python", "scikit_learn", "scipy"]
+# (detectron2 does without), the next two make the generated data, the others export to ONNX.
+LARGE = ["opencv_python", "scikit_learn", "scipy", "onnx", "onnxruntime"]
+ONNX_ONLY = ["flatbuffers", "ml_dtypes", "onnx_ir", "onnxscript"]
 
 
 def name_of(wheel: Path) -> str:
@@ -77,7 +78,7 @@ def main():
     )
 
     for wheel in args.output.glob("*.whl"):
-        if name_of(wheel) in COMES_WITH_TORCH + STANDARD_LIBRARY + LARGE:
+        if name_of(wheel) in COMES_WITH_TORCH + STANDARD_LIBRARY + LARGE + ONNX_ONLY:
             wheel.unlink()
     wheels = list(args.output.glob("*.whl"))
     size = sum(wheel.stat().st_size for wheel in wheels) / 2**20
@@ -86,7 +87,7 @@ def main():
         raise SystemExit(f"{folder} is larger than {LIMIT} MiB: see LARGE in {__file__}")
     print(
         "Not in it: torch and torchvision with what they require, "
-        f"and for their size {', '.join(LARGE)} (for drawing and for making the digits data).\n"
+        f"and for their size {', '.join(LARGE)} (for drawing, making the digits data, ONNX).\n"
         "On the other machine, in this folder, with the Python that has torch:\n"
         f"    python3 -m pip install --no-index --no-deps {folder}/*.whl\n"
         "    python3 -m pip install --no-build-isolation --no-deps -e ."
