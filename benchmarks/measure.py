@@ -41,7 +41,7 @@ MALLOC = {
     "MALLOC_TOP_PAD_": str(2**26),
 }
 WARMUP_ROUNDS = 2
-SLOW_SECONDS, SLOW_ROUNDS = 1.0, 3
+SLOW_SECONDS, SLOW_ROUNDS = 0.2, 3
 CUDA_WARMUP_CALLS, CUDA_CALLS = 5, 25
 
 Call = Callable[[], object]
@@ -132,7 +132,7 @@ def rounds(
 
     Args:
         slow: names of yardsticks that get one warm-up and three rounds, the first ones, if a call
-            takes more than a second
+            takes more than 0.2 s
         wall: on the CPU, take wall time even with one thread, to compare with several
     Returns:
         dict: seconds of one call, for each candidate a list over rounds
@@ -292,14 +292,28 @@ def _cell(value) -> str:
     return "" if value is None else str(value)
 
 
+def markdown(table: dict) -> str:
+    cells = [table["columns"], *([_cell(v) for v in row] for row in table["rows"])]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    cells.insert(1, ["-" * width for width in widths])
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
+        for row in cells
+    ]
+    notes = [table["note"]] if table["note"] else []
+    if table["error"]:
+        notes.append(f"The table ends early: {table['error']}")
+    return "\n\n".join([f"## {table['title']}", *notes, "\n".join(lines)]) + "\n"
+
+
 class Report:
-    """Prints tables in Markdown, row by row, and keeps the numbers in the file of --json."""
+    """Prints tables in Markdown and keeps the numbers in the file of --json."""
 
     def __init__(self, title: str, args: argparse.Namespace):
         self.json = args.json
         self.failed = False
         self.content = {"title": title, "header": header(args), "tables": []}
-        print(f"# {title} on {args.device}\n", flush=True)
+        print(f"# {title} on {args.device}\n")
         for name, value in self.content["header"].items():
             print(f"- {name}: {value}")
 
@@ -307,35 +321,24 @@ class Report:
     def table(self, title: str, columns: Sequence[str], note: str = ""):
         """
         Gives a function that adds a row of as many values as there are columns: str, float, Ratio
-        (in JSON: median, lowest, highest) or None. An error ends the table, not the program.
+        or None. An error ends the table, not the program.
         """
-        rows = []
-        table = {"title": title, "note": note, "columns": list(columns), "rows": rows}
+        table = {"title": title, "note": note, "columns": columns, "rows": [], "error": None}
         self.content["tables"].append(table)
-        widths = [max(len(c), 22 if i == 0 else 6) for i, c in enumerate(columns)]
-
-        def line(cells):
-            print("| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths)) + " |", flush=True)
 
         def add(*values):
             assert len(values) == len(columns), (values, columns)
-            rows.append(values)
-            line(map(_cell, values))
+            table["rows"].append(values)
             self._write()
 
-        print(f"\n## {title}\n")
-        if note:
-            print(note + "\n")
-        line(columns)
-        line("-" * w for w in widths)
         try:
             yield add
-        except Exception:
-            self.failed = True
-            table["error"] = traceback.format_exc()
-            print(f"\nThe table ends here: {table['error'].splitlines()[-1]}", flush=True)
+        except Exception as error:
             traceback.print_exc()
+            self.failed = True
+            table["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
             self._write()
+        print(f"\n{markdown(table)}", end="", flush=True)
 
     def _write(self):
         if self.json:
