@@ -241,11 +241,16 @@ def _channels_last(t: Tensor) -> Tensor:
 # Tables
 
 MUST_GOAL = ["must", "goal"]
+CUDA_NOTE = (
+    "Dense: cuDNN in the faster layout, in float32 (TF32 off) the slower of it and the matrix "
+    "products O x KC x NP. torchvision computes in float32."
+)
 
 
 def shapes_table(report, title: str, cases: Sequence[Case], dtype: torch.dtype, args):
     columns = ["case", "pass", "ms", "ours / dense", *MUST_GOAL, "torchvision / ours", *MUST_GOAL]
-    with report.table(f"{title}, {str(dtype)[6:]}", columns) as add:
+    note = "Dense in the layout of the input." if args.device == "cpu" else CUDA_NOTE
+    with report.table(f"{title}, {str(dtype)[6:]}", columns, note) as add:
         gains = {part: [] for part in PASSES}
         for case in cases:
             times = measured(case, args, dtype)

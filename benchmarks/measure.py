@@ -66,6 +66,14 @@ def environment() -> dict[str, str]:
     return os.environ | MALLOC | {"PYTHONPATH": os.pathsep.join(path)}
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; 1 counts CPU time")
+    parser.add_argument("--rounds", type=int, help="default 9, with --quick 2")
+    parser.add_argument("--quick", action="store_true", help="few cases and rounds, to try it out")
+
+
 def parse_args(description: str) -> argparse.Namespace:
     """
     Reads the command line. Starts the program once more if the environment is not as it has to be.
@@ -78,12 +86,8 @@ def parse_args(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; 1 counts CPU time")
-    parser.add_argument("--rounds", type=int, help="default 9, with --quick 2")
+    add_arguments(parser)
     parser.add_argument("--json", type=Path, help="file for the numbers, rewritten with each row")
-    parser.add_argument("--quick", action="store_true", help="few cases and rounds, to try it out")
     args = parser.parse_args()
     args.dtype = getattr(torch, args.dtype)
     args.rounds = args.rounds or (2 if args.quick else 9)
@@ -98,6 +102,14 @@ def parse_args(description: str) -> argparse.Namespace:
 def cpu_count() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def machine_name(device: str) -> str:
+    """Of the GPU or of the CPU's model."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return model[1] if model else platform.machine()
 
 
 # Time
@@ -232,10 +244,11 @@ def nbytes(result) -> int:
 
 def peak_bytes(call: Call, args: argparse.Namespace) -> int:
     """
-    Memory of one call beyond what there was before and what it returns. What it loads or compiles
-    at its first call counts: do one on a small input before.
+    Memory of one call beyond what there was before and what it returns. On the CPU, code that it
+    loads or generates at its first call counts: do one on a small input before.
     """
     if args.device == "cuda":
+        call()  # cuDNN tries its algorithms, with workspaces of all sizes
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -265,11 +278,10 @@ def header(args: argparse.Namespace) -> dict[str, str]:
 
     built = time.localtime(next((ROOT / "dcn_projects").glob("_C*.so")).stat().st_mtime)
     cpuinfo = Path("/proc/cpuinfo").read_text()
-    model = re.search(r"model name\s*: (.*)", cpuinfo)
     extensions = sorted(set(re.findall(r"\b(?:amx_bf16|avx512_bf16|avx512_fp16)\b", cpuinfo)))
     lines = {
         "machine": platform.node(),
-        "CPU": f"{model[1] if model else platform.machine()}, {cpu_count()} cores",
+        "CPU": f"{machine_name('cpu')}, {cpu_count()} cores",
         "instruction set": " ".join([torch.backends.cpu.get_cpu_capability(), *extensions]),
         "threads": str(args.threads),
         "load average": f"{os.getloadavg()[0]:.1f}",
@@ -281,15 +293,21 @@ def header(args: argparse.Namespace) -> dict[str, str]:
     }
     if args.device == "cuda":
         smi = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        lines["GPU"] = f"{torch.cuda.get_device_name()}, driver {smi}, CUDA {torch.version.cuda}"
+        lines["GPU"] = f"{machine_name('cuda')}, driver {smi}, CUDA {torch.version.cuda}"
         lines["settings"] = "TF32 off in cuDNN and matmul, cudnn.benchmark on, inputs exceed the L2"
     return lines
 
 
 def _cell(value) -> str:
+    if isinstance(value, list):  # as JSON has it
+        value = Ratio(*value)
     if isinstance(value, float):
         return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return "" if value is None else str(value)
+
+
+def bullets(header: dict[str, str]) -> str:
+    return "\n".join(f"- {name}: {value}" for name, value in header.items())
 
 
 def markdown(table: dict) -> str:
@@ -313,9 +331,7 @@ class Report:
         self.json = args.json
         self.failed = False
         self.content = {"title": title, "header": header(args), "tables": []}
-        print(f"# {title} on {args.device}\n")
-        for name, value in self.content["header"].items():
-            print(f"- {name}: {value}")
+        print(f"# {title} on {args.device}\n\n{bullets(self.content['header'])}", flush=True)
 
     @contextlib.contextmanager
     def table(self, title: str, columns: Sequence[str], note: str = ""):
@@ -342,4 +358,7 @@ class Report:
 
     def _write(self):
         if self.json:
-            self.json.write_text(json.dumps(self.content, indent=1))
+            # The program may be stopped at any time.
+            part = self.json.with_suffix(".part")
+            part.write_text(json.dumps(self.content, indent=1))
+            part.replace(self.json)
