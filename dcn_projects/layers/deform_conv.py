@@ -1,12 +1,13 @@
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from . import library  # noqa: F401  loads the operators
-
-IntPair = int | tuple[int, int]
+from .checks import check_deform_conv, check_grad
+from .pair import IntPair, pair
+from .transforms import folded, one_by_one, register_autograd, register_vmap
 
 
 def deform_conv(
@@ -66,9 +67,9 @@ def deform_conv(
         weight,
         mask,
         bias,
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
+        pair(stride),
+        pair(padding),
+        pair(dilation),
         legacy_border,
     )
 
@@ -84,17 +85,14 @@ def _new_map(input: Tensor, shape) -> Tensor:
 
 @torch.library.register_fake("dcn_projects::deform_conv")
 def _(input, offset, weight, mask, bias, stride, padding, dilation, legacy_border):
-    size = [
-        (input.shape[2 + i] + 2 * padding[i] - dilation[i] * (weight.shape[2 + i] - 1) - 1)
-        // stride[i]
-        + 1
-        for i in range(2)
-    ]
-    return _new_map(input, (input.shape[0], weight.shape[0], *size))
+    shape = check_deform_conv(input, offset, weight, mask, bias, stride, padding, dilation)
+    return _new_map(input, shape)
 
 
 @torch.library.register_fake("dcn_projects::_deform_conv_backward")
 def _(grad, input, offset, weight, mask, stride, padding, dilation, legacy_border):
+    shape = check_deform_conv(input, offset, weight, mask, None, stride, padding, dilation)
+    check_grad("_deform_conv_backward", grad, input, shape)
     grad_mask = input.new_empty(0) if mask is None else mask.new_empty(mask.shape)
     return (
         _new_map(input, input.shape),
@@ -123,12 +121,23 @@ def _backward(ctx, grad):
     return tuple(grads)
 
 
-def _second_derivative(ctx, *grads):
-    raise RuntimeError("deform_conv has no second derivative")
+def _fold(size, in_dims, input, offset, weight, mask, bias, *geometry):
+    if in_dims[2] is not None or in_dims[4] is not None:
+        tensors = (input, offset, weight, mask, bias)
+        return one_by_one("deform_conv", size, in_dims, *tensors, *geometry)
+    input, offset, mask = (
+        folded(t, d, size)
+        for t, d in [(input, in_dims[0]), (offset, in_dims[1]), (mask, in_dims[3])]
+    )
+    out = torch.ops.dcn_projects.deform_conv(input, offset, weight, mask, bias, *geometry)
+    return out.unflatten(0, (size, -1))
 
 
-torch.library.register_autograd("dcn_projects::deform_conv", _backward, setup_context=_save_inputs)
-torch.library.register_autograd("dcn_projects::_deform_conv_backward", _second_derivative)
+register_autograd("deform_conv", _backward, _save_inputs)
+register_autograd("_deform_conv_backward")
+register_vmap("deform_conv", _fold)
+# Each example has a gradient of the weight of its own.
+register_vmap("_deform_conv_backward", partial(one_by_one, "_deform_conv_backward"))
 
 
 class DeformConv(nn.Module):
@@ -159,8 +168,24 @@ class DeformConv(nn.Module):
             deformable_groups: number of channel groups with offsets of their own
             norm, activation: applied to the result, in this order
             legacy_border: see `deform_conv`
+        Raises:
+            ValueError: if a number is not positive (padding: negative), or channels do not divide
         """
         super().__init__()
+        positive = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            "kernel_size": kernel_size,
+            "stride": stride,
+            "dilation": dilation,
+            "groups": groups,
+            "deformable_groups": deformable_groups,
+        }
+        for name, value in positive.items():
+            if min(pair(value)) < 1:
+                raise ValueError(f"{name} must be positive, got {value}")
+        if min(pair(padding)) < 0:
+            raise ValueError(f"padding must not be negative, got {padding}")
         if in_channels % groups or out_channels % groups or in_channels % deformable_groups:
             raise ValueError(
                 f"{in_channels} input and {out_channels} output channels do not divide into "
@@ -168,10 +193,10 @@ class DeformConv(nn.Module):
             )
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = _pair(kernel_size)
-        self.stride = _pair(stride)
-        self.padding = _pair(padding)
-        self.dilation = _pair(dilation)
+        self.kernel_size = pair(kernel_size)
+        self.stride = pair(stride)
+        self.padding = pair(padding)
+        self.dilation = pair(dilation)
         self.groups = groups
         self.deformable_groups = deformable_groups
         self.norm = norm

@@ -1,10 +1,10 @@
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from . import library  # noqa: F401  loads the operators
-
-IntPair = int | tuple[int, int]
+from .checks import check_deform_roi_pool, check_grad
+from .pair import IntPair, pair
+from .transforms import folded, folded_rois, register_autograd, register_vmap
 
 
 def deform_roi_pool(
@@ -69,11 +69,11 @@ def deform_roi_pool(
         input,
         rois,
         offset,
-        _pair(output_size),
+        pair(output_size),
         spatial_scale,
         sampling_ratio,
         gamma,
-        _pair(group_size),
+        pair(group_size),
     )
     return pooled if mask is None else _modulate(pooled, mask)
 
@@ -98,12 +98,15 @@ def _modulate(pooled: Tensor, mask: Tensor) -> Tensor:
 
 @torch.library.register_fake("dcn_projects::deform_roi_pool")
 def _(input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, group_size):
-    channels = input.shape[1] // (group_size[0] * group_size[1])
-    return input.new_empty(rois.shape[0], channels, *output_size)
+    geometry = (output_size, spatial_scale, sampling_ratio, group_size)
+    return input.new_empty(check_deform_roi_pool("deform_roi_pool", input, rois, offset, *geometry))
 
 
 @torch.library.register_fake("dcn_projects::_deform_roi_pool_backward")
-def _(grad, input, rois, offset, *geometry):
+def _(grad, input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, group_size):
+    op = "_deform_roi_pool_backward"
+    geometry = (output_size, spatial_scale, sampling_ratio, group_size)
+    check_grad(op, grad, input, check_deform_roi_pool(op, input, rois, offset, *geometry))
     grad_offset = input.new_empty(0) if offset is None else offset.new_empty(offset.shape)
     return input.new_empty(input.shape), grad_offset
 
@@ -121,14 +124,30 @@ def _backward(ctx, grad):
     return grad_input, None, None if offset is None else grad_offset, *[None] * len(ctx.geometry)
 
 
-def _second_derivative(ctx, *grads):
-    raise RuntimeError("deform_roi_pool has no second derivative")
+def _fold_inputs(size, in_dims, input, rois, offset):
+    input, offset = folded(input, in_dims[0], size), folded(offset, in_dims[2], size)
+    return input, folded_rois(rois, in_dims[1], size, input.shape[0] // size), offset
 
 
-torch.library.register_autograd(
-    "dcn_projects::deform_roi_pool", _backward, setup_context=_save_inputs
-)
-torch.library.register_autograd("dcn_projects::_deform_roi_pool_backward", _second_derivative)
+def _fold(size, in_dims, input, rois, offset, *geometry):
+    tensors = _fold_inputs(size, in_dims, input, rois, offset)
+    out = torch.ops.dcn_projects.deform_roi_pool(*tensors, *geometry)
+    return out.unflatten(0, (size, -1))
+
+
+def _fold_backward(size, in_dims, grad, input, rois, offset, *geometry):
+    grad = folded(grad, in_dims[0], size)
+    tensors = _fold_inputs(size, in_dims[1:], input, rois, offset)
+    grad_input, grad_offset = torch.ops.dcn_projects._deform_roi_pool_backward(
+        grad, *tensors, *geometry
+    )
+    return grad_input.unflatten(0, (size, -1)), grad_offset.unflatten(0, (size, -1))
+
+
+register_autograd("deform_roi_pool", _backward, _save_inputs)
+register_autograd("_deform_roi_pool_backward")
+register_vmap("deform_roi_pool", _fold)
+register_vmap("_deform_roi_pool_backward", _fold_backward)
 
 
 class DeformROIPool(nn.Module):
@@ -144,11 +163,11 @@ class DeformROIPool(nn.Module):
     ):
         """Arguments of `deform_roi_pool`."""
         super().__init__()
-        self.output_size = _pair(output_size)
+        self.output_size = pair(output_size)
         self.spatial_scale = spatial_scale
         self.sampling_ratio = sampling_ratio
         self.gamma = gamma
-        self.group_size = _pair(group_size)
+        self.group_size = pair(group_size)
 
     def forward(
         self,

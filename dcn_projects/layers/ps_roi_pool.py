@@ -1,10 +1,10 @@
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
 from . import library  # noqa: F401  loads the operators
-
-IntPair = int | tuple[int, int]
+from .checks import check_grad, check_roi_pool
+from .pair import IntPair, pair
+from .transforms import folded, folded_rois, register_autograd, register_vmap
 
 
 def ps_roi_pool(
@@ -42,20 +42,23 @@ def ps_roi_pool(
             also if an image index is not one of the batch. On CUDA such a RoI gives 0, as a look at
             the index would stop the host
     """
-    size = _pair(output_size)
-    group = size if group_size is None else _pair(group_size)
+    size = pair(output_size)
+    group = size if group_size is None else pair(group_size)
     return torch.ops.dcn_projects.ps_roi_pool(input, rois, size, spatial_scale, group)
 
 
 @torch.library.register_fake("dcn_projects::ps_roi_pool")
 def _(input, rois, output_size, spatial_scale, group_size):
-    channels = input.shape[1] // (group_size[0] * group_size[1])
-    return input.new_empty(rois.shape[0], channels, *output_size)
+    shape = check_roi_pool("ps_roi_pool", input, rois, output_size, spatial_scale, group_size)
+    return input.new_empty(shape)
 
 
 @torch.library.register_fake("dcn_projects::_ps_roi_pool_backward")
 def _(grad, rois, output_size, spatial_scale, group_size, input_shape):
-    return grad.new_empty(input_shape)
+    op, grad_input = "_ps_roi_pool_backward", grad.new_empty(input_shape)
+    shape = check_roi_pool(op, grad_input, rois, output_size, spatial_scale, group_size)
+    check_grad(op, grad, grad_input, shape)
+    return grad_input
 
 
 def _save_inputs(ctx, inputs, output):
@@ -72,12 +75,26 @@ def _backward(ctx, grad):
     return grad_input, None, None, None, None
 
 
-def _second_derivative(ctx, *grads):
-    raise RuntimeError("ps_roi_pool has no second derivative")
+def _fold(size, in_dims, input, rois, *geometry):
+    input = folded(input, in_dims[0], size)
+    rois = folded_rois(rois, in_dims[1], size, input.shape[0] // size)
+    out = torch.ops.dcn_projects.ps_roi_pool(input, rois, *geometry)
+    return out.unflatten(0, (size, -1))
 
 
-torch.library.register_autograd("dcn_projects::ps_roi_pool", _backward, setup_context=_save_inputs)
-torch.library.register_autograd("dcn_projects::_ps_roi_pool_backward", _second_derivative)
+def _fold_backward(size, in_dims, grad, rois, *geometry):
+    *geometry, (images, *shape) = geometry
+    grad, rois = folded(grad, in_dims[0], size), folded_rois(rois, in_dims[1], size, images)
+    grad_input = torch.ops.dcn_projects._ps_roi_pool_backward(
+        grad, rois, *geometry, [size * images, *shape]
+    )
+    return grad_input.unflatten(0, (size, images))
+
+
+register_autograd("ps_roi_pool", _backward, _save_inputs)
+register_autograd("_ps_roi_pool_backward")
+register_vmap("ps_roi_pool", _fold)
+register_vmap("_ps_roi_pool_backward", _fold_backward)
 
 
 class PSROIPool(nn.Module):
@@ -88,9 +105,9 @@ class PSROIPool(nn.Module):
     ):
         """Arguments of `ps_roi_pool`."""
         super().__init__()
-        self.output_size = _pair(output_size)
+        self.output_size = pair(output_size)
         self.spatial_scale = spatial_scale
-        self.group_size = self.output_size if group_size is None else _pair(group_size)
+        self.group_size = self.output_size if group_size is None else pair(group_size)
 
     def forward(self, input: Tensor, rois: Tensor) -> Tensor:
         """

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -418,10 +419,16 @@ ERRORS = [
     (dict(offset=(2, 54, 9, 7)), r"3 deformable groups, into which 8 channels cannot be divided"),
     (dict(mask=(2, 18, 9, 7)), r"mask must be \(2, 9, 9, 7\) .* got \[2, 18, 9, 7\]"),
     (dict(bias=(5,)), r"bias must be \(6\), got \[5\]"),
-    (dict(input=torch.int64), "must be floating point, got Long"),
-    (dict(weight=torch.float32), "input is Double but weight Float"),
-    (dict(offset=torch.float32), "input is Double but offset Float"),
-    (dict(mask=torch.float16), "input is Double but mask Half"),
+    (dict(input=torch.int64), "must be floating point, got (Long|torch.int64)"),
+    (
+        dict(weight=torch.float32),
+        "input is (Double|torch.float64) but weight (Float|torch.float32)",
+    ),
+    (
+        dict(offset=torch.float32),
+        "input is (Double|torch.float64) but offset (Float|torch.float32)",
+    ),
+    (dict(mask=torch.float16), "input is (Double|torch.float64) but mask (Half|torch.float16)"),
     (dict(stride=0), r"stride and dilation must be positive.*got stride \[0, 0\]"),
     (dict(padding=-1), r"padding not negative.*padding \[-1, -1\]"),
     (
@@ -432,7 +439,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [*DEVICES, "meta"])  # the last has the fake kernel
 @pytest.mark.parametrize("change,message", ERRORS, ids=lambda value: str(value))
 def test_errors_quote_what_came(device, change, message):
     inputs = make_inputs(device)
@@ -524,3 +531,24 @@ def test_modules(module):
     assert "legacy_border=True" in repr(plain) and "legacy_border" not in repr(layer)
     with pytest.raises(ValueError, match="8 input and 6 output channels do not divide into 4"):
         module(8, 6, 3, groups=4)
+
+
+@pytest.mark.parametrize(
+    "name,value",
+    [
+        ("in_channels", 0),
+        ("out_channels", -1),
+        ("kernel_size", 0),
+        ("kernel_size", (3, 0)),
+        ("stride", 0),
+        ("dilation", (-1, 1)),
+        ("groups", 0),
+        ("deformable_groups", 0),
+        ("padding", -1),
+    ],
+)
+def test_modules_refuse_numbers_that_are_too_small(name, value):
+    arguments = {"in_channels": 8, "out_channels": 6, "kernel_size": 3, name: value}
+    wording = "not be negative" if name == "padding" else "be positive"
+    with pytest.raises(ValueError, match=re.escape(f"{name} must {wording}, got {value}")):
+        DeformConv(**arguments)

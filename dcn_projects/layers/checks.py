@@ -1,0 +1,236 @@
+"""
+What the operators accept, for the kernels in Python: the fake ones and those of fallback.py. The
+compiled ones check the same in csrc/<op>/<op>.h. Sizes may be symbolic: each condition is alone.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, _check
+
+LARGEST_GRID = 1 << 15
+
+
+def check_deform_conv(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """
+    Returns:
+        list: N, O, Ho, Wo
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not fit
+    """
+    shape, kernel = list(input.shape), list(weight.shape)
+    _check(len(shape) == 4, lambda: f"deform_conv: input must be (N, C, H, W), got {shape}")
+    _check(
+        len(kernel) == 4, lambda: f"deform_conv: weight must be (O, C/groups, kh, kw), got {kernel}"
+    )
+    dtype, device = input.dtype, input.device
+    _check(
+        dtype.is_floating_point, lambda: f"deform_conv: input must be floating point, got {dtype}"
+    )
+    tensors = {"offset": offset, "weight": weight, "mask": mask, "bias": bias}
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        _check(
+            tensor.device == device,
+            lambda: f"deform_conv: input is on {device} but {name} on {tensor.device}",  # noqa: B023
+        )
+        wide = dtype.itemsize == 2 and name in ("offset", "mask") and tensor.dtype == torch.float32
+        _check(
+            tensor.dtype == dtype or wide,
+            lambda: f"deform_conv: input is {dtype} but {name} {tensor.dtype}",  # noqa: B023
+        )
+
+    (N, C, *size), (out_channels, group_size, *taps) = shape, kernel
+    _check(0 not in kernel, lambda: f"deform_conv: weight is empty, {kernel}")
+    _check(
+        C > 0 and C % group_size == 0,
+        lambda: (
+            f"deform_conv: input has {C} channels, which is no multiple of the {group_size} "
+            f"of weight {kernel}"
+        ),
+    )
+    groups = C // group_size
+    _check(
+        out_channels % groups == 0,
+        lambda: (
+            f"deform_conv: the {out_channels} output channels of weight {kernel} do not divide "
+            f"into {groups} groups"
+        ),
+    )
+    _check(
+        min(*stride, *dilation) > 0 and min(padding) >= 0,
+        lambda: (
+            "deform_conv: stride and dilation must be positive, padding not negative, got "
+            f"stride {list(stride)}, padding {list(padding)}, dilation {list(dilation)}"
+        ),
+    )
+    out = [
+        (size[i] + 2 * padding[i] - dilation[i] * (taps[i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    for i in range(2):
+        for length in (size[i], out[i]):
+            _check(
+                length > 0,
+                lambda: (
+                    "deform_conv: convolution input is too small (output would be "
+                    f"{max(out[0], 0)} x {max(out[1], 0)}) for input {shape} and weight {kernel}"
+                ),
+            )
+
+    K, got = taps[0] * taps[1], list(offset.shape)
+    _check(
+        len(got) == 4 and got[1] > 0 and got[1] % (2 * K) == 0,
+        lambda: f"deform_conv: offset must be ({N}, 2*G*{K}, {out[0]}, {out[1]}), got {got}",
+    )
+    for size, expected in zip([got[0], *got[2:]], [N, *out]):
+        _check(
+            size == expected,
+            lambda: f"deform_conv: offset must be ({N}, 2*G*{K}, {out[0]}, {out[1]}), got {got}",
+        )
+    G = got[1] // (2 * K)
+    _check(
+        C % G == 0,
+        lambda: (
+            f"deform_conv: offset {got} stands for {G} deformable groups, into which {C} "
+            "channels cannot be divided"
+        ),
+    )
+    if mask is not None:
+        _check_shape(mask, [N, G * K, *out], "deform_conv: mask", f" to fit offset {got}")
+    if bias is not None:
+        _check_shape(bias, [out_channels], "deform_conv: bias")
+    return [N, out_channels, *out]
+
+
+def _check_shape(tensor: Tensor, expected: list[int], name: str, why: str = "") -> None:
+    got = list(tensor.shape)
+    text = f"{name} must be ({', '.join(map(str, expected))}){why}, got {got}"
+    _check(len(got) == len(expected), lambda: text)
+    for size, wanted in zip(got, expected):
+        _check(size == wanted, lambda: text)
+
+
+def check_grad(op: str, grad: Tensor, input: Tensor, expected: list[int]) -> None:
+    """
+    Raises:
+        RuntimeError: if the gradient of a result does not fit it
+    """
+    _check_shape(grad, expected, f"{op}: grad")
+    _check(
+        grad.dtype == input.dtype and grad.device == input.device,
+        lambda: (
+            f"{op}: grad must be {input.dtype} on {input.device}, got {grad.dtype} on {grad.device}"
+        ),
+    )
+
+
+def check_roi_pool(
+    op: str,
+    input: Tensor,
+    rois: Tensor,
+    output_size: Sequence[int],
+    spatial_scale: float,
+    group_size: Sequence[int],
+) -> list[int]:
+    """
+    Args:
+        input: of the operator, or a tensor of its dtype, device and shape
+    Returns:
+        list: R, D, height, width
+    Raises:
+        RuntimeError: if shapes, dtypes or devices do not fit
+    """
+    dtype, shape = input.dtype, list(input.shape)
+    _check(len(shape) == 4, lambda: f"{op}: input must be (N, C, H, W), got {shape}")
+    for size in shape[1:]:
+        _check(
+            size > 0,
+            lambda: f"{op}: input needs channels, and a map of 1 to 2^31 - 1 cells, got {shape}",
+        )
+    wide = dtype in (torch.float32, torch.float64)
+    _check(
+        wide or dtype in (torch.float16, torch.bfloat16),
+        lambda: f"{op}: input must be float16, bfloat16, float32 or float64, got {dtype}",
+    )
+    got = list(rois.shape)
+    _check(
+        len(got) == 2 and got[1] == 5,
+        lambda: f"{op}: rois must be (R, 5): image index, x0, y0, x1, y1; got {got}",
+    )
+    _check_coordinates(op, "rois", rois, input)
+    for size in (*output_size, *group_size):
+        _check(
+            0 < size <= LARGEST_GRID,
+            lambda: (
+                f"{op}: output_size and group_size must be two numbers from 1 to "
+                f"{LARGEST_GRID}, got {list(output_size)} and {list(group_size)}"
+            ),
+        )
+    C, cells = shape[1], group_size[0] * group_size[1]
+    _check(
+        C % cells == 0,
+        lambda: (
+            f"{op}: the {C} channels of input do not divide into groups of "
+            f"{group_size[0]} x {group_size[1]}"
+        ),
+    )
+    _check(
+        spatial_scale > 0, lambda: f"{op}: spatial_scale must be positive, got {spatial_scale:g}"
+    )
+    return [got[0], C // cells, *output_size]
+
+
+def _check_coordinates(op: str, name: str, tensor: Tensor, input: Tensor) -> None:
+    dtype, device = input.dtype, input.device
+    _check(
+        tensor.dtype == dtype or (dtype.itemsize == 2 and tensor.dtype == torch.float32),
+        lambda: (
+            f"{op}: {name} must have the dtype of input ({dtype}), or float32 where input has "
+            f"16 bits, got {tensor.dtype}"
+        ),
+    )
+    _check(
+        tensor.device == device,
+        lambda: f"{op}: {name} must be on the device of input ({device}), got {tensor.device}",
+    )
+
+
+def check_deform_roi_pool(
+    op: str,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor | None,
+    output_size: Sequence[int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    group_size: Sequence[int],
+) -> list[int]:
+    """`check_roi_pool` and the same for what `deform_roi_pool` has beyond it."""
+    R, D, *size = check_roi_pool(op, input, rois, output_size, spatial_scale, group_size)
+    _check(
+        0 < sampling_ratio <= LARGEST_GRID,
+        lambda: f"{op}: sampling_ratio must be from 1 to {LARGEST_GRID}, got {sampling_ratio}",
+    )
+    if offset is not None:
+        got = list(offset.shape)
+        text = (
+            f"{op}: offset must be (R, 2n, part_h, part_w) for {R} RoIs, where n divides the {D} "
+            f"output channels; got {got}"
+        )
+        _check(len(got) == 4, lambda: text)
+        _check(got[0] == R, lambda: text)
+        _check(got[1] > 0 and got[1] % 2 == 0 and D % (got[1] // 2) == 0, lambda: text)
+        _check(0 < min(got[2:]) and max(got[2:]) <= LARGEST_GRID, lambda: text)
+        _check_coordinates(op, "offset", offset, input)
+    return [R, D, *size]
