@@ -74,7 +74,7 @@ def deform_conv(
     )
 
 
-def _new_map(input: Tensor, shape) -> Tensor:
+def new_map(input: Tensor, shape) -> Tensor:
     """An empty tensor that is channels-last in memory if `input` is."""
     channels_last = not input.is_contiguous() and input.is_contiguous(
         memory_format=torch.channels_last
@@ -86,7 +86,7 @@ def _new_map(input: Tensor, shape) -> Tensor:
 @torch.library.register_fake("dcn_projects::deform_conv")
 def _(input, offset, weight, mask, bias, stride, padding, dilation, legacy_border):
     shape = check_deform_conv(input, offset, weight, mask, bias, stride, padding, dilation)
-    return _new_map(input, shape)
+    return new_map(input, shape)
 
 
 @torch.library.register_fake("dcn_projects::_deform_conv_backward")
@@ -95,7 +95,7 @@ def _(grad, input, offset, weight, mask, stride, padding, dilation, legacy_borde
     check_grad("_deform_conv_backward", grad, input, shape)
     grad_mask = input.new_empty(0) if mask is None else mask.new_empty(mask.shape)
     return (
-        _new_map(input, input.shape),
+        new_map(input, input.shape),
         offset.new_empty(offset.shape),
         weight.new_empty(weight.shape),
         grad_mask,

@@ -1,9 +1,15 @@
 """
-The compiled operators, torch.ops.dcn_projects.*: importing this module loads them.
+The operators, torch.ops.dcn_projects.*: importing this module loads the compiled ones. Where they
+are not built, or with DCN_PROJECTS_FORCE_FALLBACK=1, it defines the same operators without kernels,
+and `fallback` adds those. A library that is there but does not load is an error: to be slow without
+a word would be worse.
 
-`HAS_CUDA` says whether they were built with CUDA.
+`COMPILED` says whether the compiled operators are used, `WHY_NOT_COMPILED` why they are not, and
+`HAS_CUDA` whether the operators take CUDA tensors.
 """
 
+import os
+import re
 from pathlib import Path
 
 import torch
@@ -21,24 +27,44 @@ OPERATORS = [
 ]
 
 
-def _load() -> None:
+def _find() -> tuple[Path | None, str]:
+    """
+    Returns:
+        (the library, ""), or (None, why it is not used)
+    """
+    if os.environ.get("DCN_PROJECTS_FORCE_FALLBACK") == "1":
+        return None, "DCN_PROJECTS_FORCE_FALLBACK=1: the compiled library is not used."
+    libraries = sorted(_PACKAGE.glob("_C*.so"))
+    if libraries:
+        return libraries[0], ""
+    return None, (
+        f"The operators of dcn_projects are not built: {_PACKAGE} has no _C*.so. To build them, "
+        f"with a C++ compiler, run in the repository's folder: {_BUILD}"
+    )
+
+
+def _load(path: Path) -> None:
     """
     Raises:
-        ImportError: if the library is not there, or is that of another PyTorch
+        ImportError: if the library is that of another PyTorch
     """
-    libraries = sorted(_PACKAGE.glob("_C*.so"))
-    if not libraries:
-        raise ImportError(
-            f"The operators of dcn_projects are not built: {_PACKAGE} has no _C*.so. "
-            f"In the repository's folder run: {_BUILD}"
-        )
     try:
-        torch.ops.load_library(libraries[0])
+        torch.ops.load_library(path)
     except OSError as error:
         raise ImportError(
-            f"{libraries[0]} does not load with torch {torch.__version__}: {error}. "
-            f"If it was built with another version of torch, run again: {_BUILD}"
+            f"{path} does not load with torch {torch.__version__}: {error}. "
+            f"If it was built with another version of torch, run again: {_BUILD} "
+            "(or set DCN_PROJECTS_FORCE_FALLBACK=1 to do without it)"
         ) from error
+
+
+def _define() -> torch.library.Library:
+    """Defines the operators as the compiled library does, whose source holds the schemas."""
+    library = torch.library.Library("dcn_projects", "DEF")
+    source = Path(__file__).with_name("csrc") / "ops.cpp"
+    for schema in re.findall(r'm\.def\("(.*)"\);', source.read_text()):
+        library.define(schema)
+    return library
 
 
 def _refuse_cuda(*args, **kwargs):
@@ -49,11 +75,17 @@ def _refuse_cuda(*args, **kwargs):
     )
 
 
-_load()
-HAS_CUDA = torch._C._dispatch_has_kernel_for_dispatch_key("dcn_projects::deform_conv", "CUDA")
+_path, WHY_NOT_COMPILED = _find()
+COMPILED = _path is not None
+if COMPILED:
+    _load(_path)
+else:
+    _definitions = _define()  # they last as long as this object
+HAS_CUDA = not COMPILED or torch._C._dispatch_has_kernel_for_dispatch_key(
+    "dcn_projects::deform_conv", "CUDA"
+)
 if not HAS_CUDA:
-    # The dispatcher's own message lists dispatch keys and does not help. The registration lasts as
-    # long as this object.
+    # The dispatcher's own message lists dispatch keys and does not help.
     _cuda_stand_ins = torch.library.Library("dcn_projects", "IMPL", "CUDA")
     for _name in OPERATORS:
         _cuda_stand_ins.impl(_name, _refuse_cuda)

@@ -10,6 +10,7 @@ import torchvision
 from torch.testing import assert_close
 
 from dcn_projects.layers import DeformConv, ModulatedDeformConv, deform_conv
+from dcn_projects.layers.library import COMPILED
 from tests.devices import CUDA, DEVICES, needs_memory
 from tests.layers import reference
 
@@ -367,6 +368,7 @@ def test_autocast():
     assert_all_close(mixed, expected, 1.5e-2)
 
 
+@pytest.mark.skipif(not COMPILED, reason="torchvision's kernel makes no such promise")
 @pytest.mark.parametrize("case", [dict(C=300), dict(N=5, size=(24, 25))], ids=str)
 def test_threads_do_not_change_the_result(case):
     inputs = make_inputs(dtype=torch.float32, **case)

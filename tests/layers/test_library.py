@@ -1,11 +1,16 @@
-"""What library.py says where the operators are not built, or not for CUDA, each in a process."""
+"""
+What library.py does where the operators are not built, or not for CUDA, each in a process. The
+operators themselves without a library: test_fallback.py.
+"""
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,22 +36,44 @@ for name in library.OPERATORS:
 
 @pytest.fixture
 def run(tmp_path):
-    """A function: code -> the finished process, beside a copy of library.py."""
+    """A function: code, DCN_PROJECTS_FORCE_FALLBACK -> the finished process, beside a copy of
+    library.py and the schemas."""
     layers = tmp_path / "package" / "layers"
-    layers.mkdir(parents=True)
-    shutil.copy(ROOT / "dcn_projects/layers/library.py", layers)
+    (layers / "csrc").mkdir(parents=True)
+    for path in ["library.py", "csrc/ops.cpp"]:
+        shutil.copy(ROOT / "dcn_projects/layers" / path, layers / path)
 
-    def run(code):
+    def run(code, forced="0"):
+        env = {**os.environ, "DCN_PROJECTS_FORCE_FALLBACK": forced}
         command = [sys.executable, "-c", code]
-        return subprocess.run(command, cwd=layers, capture_output=True, text=True)
+        return subprocess.run(command, cwd=layers, env=env, capture_output=True, text=True)
 
     return run
 
 
+DEFINED = """
+import library, torch
+assert not library.COMPILED and library.HAS_CUDA
+print(library.WHY_NOT_COMPILED)
+print(*(getattr(torch.ops.dcn_projects, name).default._schema for name in library.OPERATORS))
+"""
+
+
 def test_missing_library(run, tmp_path):
-    result = run("import library")
-    assert f"ImportError: The operators of dcn_projects are not built: {tmp_path}" in result.stderr
-    assert "pip install --no-build-isolation -e ." in result.stderr
+    result = run(DEFINED)
+    assert result.stdout.startswith(f"The operators of dcn_projects are not built: {tmp_path}")
+    assert "pip install --no-build-isolation -e ." in result.stdout
+    # The same schemas as in the library, wherever these tests have one.
+    from dcn_projects.layers import library
+
+    for name in library.OPERATORS:
+        assert str(getattr(torch.ops.dcn_projects, name).default._schema) in result.stdout
+
+
+def test_forced_fallback_does_not_touch_the_library(run, tmp_path):
+    (tmp_path / "package/_C.abi3.so").write_text("not a library")
+    result = run(DEFINED, forced="1")
+    assert result.stdout.startswith("DCN_PROJECTS_FORCE_FALLBACK=1"), result.stderr
 
 
 def test_library_that_does_not_load(run, tmp_path):
@@ -54,6 +81,7 @@ def test_library_that_does_not_load(run, tmp_path):
     result = run("import library")
     assert "ImportError" in result.stderr and "another version of torch" in result.stderr
     assert "pip install --no-build-isolation -e ." in result.stderr
+    assert "DCN_PROJECTS_FORCE_FALLBACK=1" in result.stderr
 
 
 def test_cuda_tensor_with_a_build_for_the_cpu(run, tmp_path):
