@@ -3,7 +3,9 @@ Builds the operators in dcn_projects/layers/csrc into one shared library, dcn_pr
 
 They register themselves with PyTorch's dispatcher and use nothing of Python's, so one build serves
 every Python version. CUDA is included where an nvcc fits PyTorch's CUDA, whether or not there is a
-GPU; the last line printed says what was built and why. Environment variables:
+GPU; the last line printed says what was built and why. Without a C++ compiler nothing is built, and
+the operators run on torchvision's and PyTorch's kernels (layers/fallback). Environment variables:
+    CXX                     the C++ compiler, if it is not c++
     FORCE_CUDA=0            CPU only
     FORCE_CUDA=1            CUDA, or an error that says what is missing
     CUDA_HOME               the toolkit, if it is not the one of the nvcc on PATH
@@ -99,8 +101,17 @@ def default_architectures(toolkit: Path) -> str:
     return ";".join(a for a in ARCHITECTURES if "compute_" + a.replace(".", "") in known) + "+PTX"
 
 
+compiler = os.environ.get("CXX", "c++")
+has_compiler = shutil.which(compiler.split()[0]) is not None
+if not has_compiler and os.environ.get("FORCE_CUDA") == "1":
+    raise SystemExit(f"FORCE_CUDA=1, but there is no C++ compiler: {compiler} is not on PATH")
 toolkit, reason = choose_cuda()
-if toolkit:
+if not has_compiler:
+    summary = (
+        f"none (no C++ compiler found: {compiler} is not on PATH; install one or set CXX). "
+        "They will run on torchvision and plain PyTorch, slower, as a fallback"
+    )
+elif toolkit:
     os.environ["CUDA_HOME"] = str(toolkit)
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_architectures(toolkit))
     summary = f"CPU + CUDA {reason} ({os.environ['TORCH_CUDA_ARCH_LIST'].replace(';', ' ')})"
@@ -120,7 +131,8 @@ class BuildOperators(BuildExtension):
         self.force = True
 
     def run(self):
-        super().run()
+        if has_compiler:
+            super().run()
         print(f"operators: {summary}")
 
 
@@ -139,6 +151,7 @@ def operator_library():
         },
         extra_link_args=["-fopenmp"],
         py_limited_api=True,
+        optional=not has_compiler,
     )
     # A slim toolkit lacks the headers of cuBLAS and its kin; pip's NVIDIA packages have them.
     # After the toolkit's own, which must win where both have a header.
@@ -153,6 +166,8 @@ setup(
     description="Deformable convolution networks and their relatives, for detectron2",
     python_requires=">=3.10",
     packages=find_packages(include=["dcn_projects", "dcn_projects.*"]),
+    # The schemas, which are read where nothing is built.
+    package_data={"dcn_projects": ["layers/csrc/ops.cpp"]},
     # detectron2 is not here: the package index does not have it under its own name, so naming it
     # would make this unresolvable. See tools/install_detectron2.py and README.md.
     install_requires=[

@@ -114,6 +114,16 @@ def test_forced_cuda_that_cannot_be_built_is_an_error(build, env):
     assert result.returncode != 0 and "FORCE_CUDA=1, but" in result.stdout
 
 
+def test_without_a_compiler_nothing_is_built(build):
+    result = build(TORCH_CUDA="13.0", CXX="/nowhere/c++ -m64")
+    assert result.returncode == 0
+    start = "operators: none (no C++ compiler found: /nowhere/c++ -m64 is not on PATH;"
+    assert result.stdout.splitlines()[-1].startswith(start)
+    assert "CUDA sources" not in result.stdout
+    result = build(TORCH_CUDA="13.0", CXX="/nowhere/c++", FORCE_CUDA="1")
+    assert result.returncode != 0 and "FORCE_CUDA=1, but there is no C++" in result.stdout
+
+
 def test_without_torch_it_says_what_to_install(build, tmp_path):
     (tmp_path / "site/torch/__init__.py").write_text("raise ImportError")
     result = build()

@@ -4,8 +4,8 @@ are not built, or with DCN_PROJECTS_FORCE_FALLBACK=1, it defines the same operat
 and `fallback` adds those. A library that is there but does not load is an error: to be slow without
 a word would be worse.
 
-`COMPILED` says whether the compiled operators are used, `WHY_NOT_COMPILED` why they are not, and
-`HAS_CUDA` whether the operators take CUDA tensors.
+`COMPILED` says whether the compiled operators are used, `PATH` where they are, `WHY_NOT_COMPILED`
+why they are not, and `HAS_CUDA` whether the operators take CUDA tensors.
 """
 
 import os
@@ -75,10 +75,10 @@ def _refuse_cuda(*args, **kwargs):
     )
 
 
-_path, WHY_NOT_COMPILED = _find()
-COMPILED = _path is not None
+PATH, WHY_NOT_COMPILED = _find()
+COMPILED = PATH is not None
 if COMPILED:
-    _load(_path)
+    _load(PATH)
 else:
     _definitions = _define()  # they last as long as this object
 HAS_CUDA = not COMPILED or torch._C._dispatch_has_kernel_for_dispatch_key(
