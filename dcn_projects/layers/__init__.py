@@ -2,15 +2,19 @@ from . import library
 from .deform_conv import DeformConv, ModulatedDeformConv, deform_conv
 from .deform_roi_pool import DeformROIPool, deform_roi_pool
 from .ps_roi_pool import PSROIPool, ps_roi_pool
+from .soft_nms import batched_soft_nms, multiclass_soft_nms, soft_nms
 
 __all__ = [
     "DeformConv",
     "DeformROIPool",
     "ModulatedDeformConv",
     "PSROIPool",
+    "batched_soft_nms",
     "deform_conv",
     "deform_roi_pool",
+    "multiclass_soft_nms",
     "ps_roi_pool",
+    "soft_nms",
 ]
 
 if not library.COMPILED:

@@ -24,6 +24,7 @@ OPERATORS = [
     "_ps_roi_pool_backward",
     "deform_roi_pool",
     "_deform_roi_pool_backward",
+    "soft_nms",
 ]
 
 

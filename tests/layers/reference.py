@@ -133,3 +133,40 @@ def deform_roi_pool(
     if mask is None:
         return pooled
     return pooled * mask.cpu().double().repeat_interleave(D // mask.shape[1], 1)
+
+
+def _iou(a: list[float], b: list[float]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    if not (width > 0 and height > 0):
+        return 0.0
+    areas = ((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b))
+    return width * height / (sum(areas) - width * height)
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    method: str = "gaussian",
+    sigma: float = 0.5,
+    iou_threshold: float = 0.3,
+    score_threshold: float = 0.0,
+    max_per_class: int | None = None,
+) -> tuple[list[int], list[float]]:
+    """The loop of arXiv 1704.04503, Fig. 3, over finite boxes: indices and scores as taken."""
+    boxes = boxes.double().tolist()
+    left = {i: s for i, s in enumerate(scores.double().tolist()) if s > score_threshold}
+    taken = {}
+    while left and len(taken) != max_per_class:
+        best = max(left, key=lambda i: (left[i], -i))
+        taken[best] = left.pop(best)
+        for i in list(left):
+            overlap = _iou(boxes[best], boxes[i])
+            if method == "linear" and overlap >= iou_threshold:
+                left[i] *= 1 - overlap
+            elif method == "gaussian":
+                left[i] *= math.exp(-(overlap**2) / sigma)
+            elif method == "hard" and overlap > iou_threshold:
+                left[i] = 0
+            if not left[i] > score_threshold:
+                del left[i]
+    return list(taken), list(taken.values())

@@ -1,0 +1,166 @@
+import torch
+from torch import Tensor
+
+from . import library  # noqa: F401  loads the operators
+
+
+def soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    method: str = "gaussian",
+    *,
+    sigma: float = 0.5,
+    iou_threshold: float = 0.3,
+    score_threshold: float = 0.0,
+    max_per_class: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """
+    Soft-NMS (arXiv 1704.04503, Sec. 3): boxes that overlap a better one lose score, not their life.
+
+    Again and again the box with the highest score, of several the first, is taken with the score
+    that it has by then. The score of every box that is left, whose IoU with it is o, becomes
+
+        "linear"    s * (1 - o) where o >= iou_threshold
+        "gaussian"  s * exp(-o^2 / sigma)
+        "hard"      0 where o > iou_threshold, which is plain NMS
+
+    A box takes part while its score is above `score_threshold`; NaN is not.
+
+    Args:
+        boxes: (N, 4), x0, y0, x1, y1, far corners exclusive (thus x1 = x2 + 1 for boxes with
+            inclusive corners x2). A box without an area, with reversed corners or with a coordinate
+            that is not finite overlaps none
+        scores: (N,)
+        method: "linear", "gaussian" or "hard"
+        sigma: width of the Gaussian
+        iou_threshold: Nt of the paper, for the other two
+        score_threshold: not negative. The published networks take 0.001
+        max_per_class: take no more boxes than these; None for all
+    Returns:
+        tuple[Tensor, Tensor]: indices (M,) of the boxes taken, int64, in the order of their new
+            scores, which are never ascending; and these scores (M,). They are float64 if boxes or
+            scores are, else float32, with autocast or without: that is also what is computed in.
+            Nothing here has a gradient
+    Raises:
+        RuntimeError: if shapes, dtypes, devices or numbers do not fit; under `torch.vmap`
+    """
+    _check_rows(boxes, scores, "scores")
+    starts = torch.arange(2, device=scores.device) * scores.shape[0]
+    numbers = (sigma, iou_threshold, score_threshold, max_per_class)
+    return _by_score(_rescore(boxes, scores, starts, method, *numbers))
+
+
+def batched_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    idxs: Tensor,
+    method: str = "gaussian",
+    *,
+    sigma: float = 0.5,
+    iou_threshold: float = 0.3,
+    score_threshold: float = 0.0,
+    max_per_class: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """
+    `soft_nms` within each class by itself.
+
+    Args:
+        boxes, scores, method, sigma, iou_threshold, score_threshold: as for `soft_nms`
+        idxs: (N,), the class of each box, any integers
+        max_per_class: take no more boxes of a class than these; None for all
+    Returns:
+        tuple[Tensor, Tensor]: indices (M,) of the boxes taken in all classes, int64, and their new
+            scores (M,), in descending order; of equal scores the first box comes first
+    Raises:
+        RuntimeError: as `soft_nms`
+    """
+    _check_rows(boxes, scores, "scores")
+    _check_rows(boxes, idxs, "idxs")
+    order = idxs.argsort(stable=True)
+    lengths = idxs[order].unique_consecutive(return_counts=True)[1]
+    starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
+    numbers = (sigma, iou_threshold, score_threshold, max_per_class)
+    sorted_scores = _rescore(boxes[order], scores[order], starts, method, *numbers)
+    return _by_score(torch.empty_like(sorted_scores).index_copy_(0, order, sorted_scores))
+
+
+def multiclass_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    method: str = "gaussian",
+    *,
+    sigma: float = 0.5,
+    iou_threshold: float = 0.3,
+    score_threshold: float = 0.0,
+    max_per_class: int | None = None,
+) -> Tensor:
+    """
+    `soft_nms` of all classes of a box head at once. The result has a fixed size: no wait for a GPU,
+    and `torch.compile` makes one graph of it. To select from it is the business of the caller, with
+    `topk` or a mask.
+
+    Args:
+        boxes: (R, 4), or (R, K * 4) where each class has boxes of its own: the layouts of
+            detectron2's box predictors
+        scores: (R, K), without the background
+        method, sigma, iou_threshold, score_threshold: as for `soft_nms`
+        max_per_class: take no more boxes of a class than these; None for all
+    Returns:
+        Tensor: (R, K), the new scores, 0 for boxes that were not taken; dtype as for `soft_nms`
+    Raises:
+        RuntimeError: as `soft_nms`
+    """
+    if scores.dim() != 2 or tuple(boxes.shape) not in [
+        (scores.shape[0], 4),
+        (scores.shape[0], 4 * scores.shape[1]),
+    ]:
+        raise RuntimeError(
+            "multiclass_soft_nms: scores must be (R, K) and boxes (R, 4) or (R, K * 4), "
+            f"got {list(scores.shape)} and {list(boxes.shape)}"
+        )
+    R, K = scores.shape
+    boxes = boxes.reshape(R, boxes.shape[1] // 4, 4).transpose(0, 1).reshape(-1, 4)
+    starts = torch.arange(K + 1, device=scores.device) * R
+    numbers = (sigma, iou_threshold, score_threshold, max_per_class)
+    return _rescore(boxes, scores.t().reshape(-1), starts, method, *numbers).view(K, R).t()
+
+
+def _check_rows(boxes: Tensor, other: Tensor, name: str) -> None:
+    if boxes.dim() != 2 or boxes.shape[1] != 4 or other.shape != boxes.shape[:1]:
+        raise RuntimeError(
+            f"soft_nms: boxes must be (N, 4) and {name} (N,), "
+            f"got {list(boxes.shape)} and {list(other.shape)}"
+        )
+
+
+def _rescore(boxes: Tensor, scores: Tensor, *arguments) -> Tensor:
+    # Few of the numbers between two ranks are left in 16 bits, and few pixels of a large image.
+    dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
+    boxes, scores = (
+        t.detach().to(dtype) if t.is_floating_point() else t.detach() for t in (boxes, scores)
+    )
+    return torch.ops.dcn_projects.soft_nms(boxes, scores, *arguments)
+
+
+def _by_score(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices and scores of the boxes taken. Within a class this is the order of being taken."""
+    keep = scores.nonzero().squeeze(1)
+    scores, order = scores[keep].sort(descending=True, stable=True)
+    return keep[order], scores
+
+
+@torch.library.register_fake("dcn_projects::soft_nms")
+def _(boxes, scores, starts, method, sigma, iou_threshold, score_threshold, max_per_class):
+    return torch.empty_like(scores)
+
+
+def _refuse_vmap(*args, **kwargs):
+    raise RuntimeError(
+        "soft_nms: there is no vmap. batched_soft_nms and multiclass_soft_nms take many sets of "
+        "boxes at once"
+    )
+
+
+# The registration lasts as long as this object.
+_vmap = torch.library.Library("dcn_projects", "IMPL", "FuncTorchBatched")
+_vmap.impl("soft_nms", _refuse_vmap)
