@@ -49,7 +49,9 @@ def deform_conv(
         Tensor: (N, O, Ho, Wo), dtype of `input`, Ho as in `torch.nn.functional.conv2d`.
             16-bit inputs are summed in float32 and rounded once. Under autocast, input, weight and
             bias are cast to the autocast dtype, offset and mask stay as they are. Backward on CUDA
-            adds to the gradient of `input` in no fixed order
+            adds to the gradient of `input` in no fixed order, except under
+            torch.use_deterministic_algorithms(True): slower, with 8 bytes more for each element of
+            `input`, and all NaN if a gradient, weight or mask is Inf or NaN
     Raises:
         RuntimeError: if shapes, dtypes or devices do not fit; on a second derivative
     """

@@ -55,7 +55,8 @@ def deform_roi_pool(
     Returns:
         Tensor: (R, D, height, width), dtype of `input`. Coordinates and sums are float64 for
             float64 and float32 for all others. Backward on CUDA adds to the gradient of `input` in
-            no fixed order
+            no fixed order, except under torch.use_deterministic_algorithms(True): slower, with 8
+            bytes more for each element of `input`, and all NaN if a gradient is Inf or NaN
     Raises:
         RuntimeError: if shapes, dtypes or devices do not fit; on a second derivative; on the CPU
             also if an image index is not one of the batch. On CUDA such a RoI gives 0, as a look at

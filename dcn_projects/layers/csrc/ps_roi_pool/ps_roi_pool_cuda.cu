@@ -1,11 +1,12 @@
-#include <ATen/Context.h>
 #include <ATen/Dispatch.h>
 #include <ATen/OpMathType.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <torch/library.h>
 
-#include "../common/cuda_launch.h"
+#include <limits>
+
+#include "../common/cuda_sum.h"
 #include "ps_roi_pool.h"
 
 namespace dcn_projects {
@@ -53,21 +54,20 @@ __global__ void pool_kernel(const S* input, const T* rois, RoiPoolGeometry g, S*
   }
 }
 
-// One thread per output element; bins of several RoIs meet in a cell, hence atomics.
-template <typename S, typename T>
+// One thread per output element; bins of several RoIs meet in a cell.
+template <typename S, typename T, typename Sum>
 __global__ void pool_backward_kernel(const S* grad, const T* rois, RoiPoolGeometry g,
-                                     T* grad_input) {
+                                     Sum grad_input) {
   const int64_t map_size = static_cast<int64_t>(g.H) * g.W;
   for (int64_t index = grid_index(); index < g.R * g.D * g.bins(); index += grid_stride()) {
     const OutputCells cells = output_cells(index, rois, g);
     if (cells.map < 0) continue;
-    T* map = grad_input + cells.map * map_size;
     const T area = static_cast<T>(cells.rows.end - cells.rows.begin) *
                    static_cast<T>(cells.cols.end - cells.cols.begin);
-    const T share = static_cast<T>(grad[index]) / area;
+    const T share[1] = {static_cast<T>(grad[index]) / area};
     for (int r = cells.rows.begin; r < cells.rows.end; ++r) {
       for (int c = cells.cols.begin; c < cells.cols.end; ++c) {
-        atomicAdd(map + r * g.W + c, share);
+        grad_input.add(cells.map * map_size + r * g.W + c, share);
       }
     }
   }
@@ -97,15 +97,22 @@ at::Tensor ps_roi_pool_backward_cuda(const at::Tensor& grad, const at::Tensor& r
   const RoiPoolGeometry g = check_roi_pool(kName, input_shape, grad.scalar_type(), grad.device(),
                                            rois, output_size, spatial_scale, group_size);
   check_grad(kName, grad, g);
-  at::globalContext().alertNotDeterministic("ps_roi_pool backward on CUDA");
   const c10::cuda::CUDAGuard guard(grad.device());
   const at::ScalarType dtype = at::toOpMathType(grad.scalar_type());
   const at::Tensor top = grad.contiguous(), boxes = rois.to(dtype).contiguous();
-  at::Tensor grad_input = at::zeros(input_shape, grad.options().dtype(dtype));
+  // A bin takes part in a cell once, with a share of its gradient.
+  const auto largest_term = [&] {
+    return at::linalg_vector_norm(grad, std::numeric_limits<double>::infinity(), std::nullopt,
+                                  false, at::kDouble);
+  };
+  at::Tensor grad_input;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, grad.scalar_type(), kName, [&] {
     using compute_t = at::opmath_type<scalar_t>;
-    launch(pool_backward_kernel<scalar_t, compute_t>, top.numel(), top.const_data_ptr<scalar_t>(),
-           boxes.const_data_ptr<compute_t>(), g, grad_input.mutable_data_ptr<compute_t>());
+    grad_input = sum_up<compute_t>(
+        input_shape, grad.options().dtype(dtype), g.R * g.bins(), largest_term, [&](auto sum) {
+          launch(pool_backward_kernel<scalar_t, compute_t, decltype(sum)>, top.numel(),
+                 top.const_data_ptr<scalar_t>(), boxes.const_data_ptr<compute_t>(), g, sum);
+        });
   });
   return grad_input.to(grad.scalar_type());
 }
