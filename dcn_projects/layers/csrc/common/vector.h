@@ -88,26 +88,41 @@ DCN_HOST_DEVICE void store_vector(at::Half* to, V v) {
 template <typename S, typename T>
 using wider_t = std::conditional_t<(sizeof(S) > sizeof(T)), S, T>;
 
-// The sum of the elements.
-template <typename T>
-DCN_HOST_DEVICE T sum(vector_t<T> v) {
-  constexpr int kHalf = 32 / sizeof(T);
-  vector_t<T, kHalf> half[2];
-  std::memcpy(half, &v, sizeof(v));
-  half[0] += half[1];
-  vector_t<T, kHalf / 2> quarter[2];
-  std::memcpy(quarter, half, sizeof(half[0]));
-  quarter[0] += quarter[1];
-  T total = 0;
-  for (int i = 0; i < kHalf / 2; ++i) total += quarter[0][i];
-  return total;
-}
-
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define DCN_HAS_SHUFFLE
 #endif
 #endif
+
+// to[k] = the sum of the elements of v[k], in an order that depends on neither.
+template <typename T>
+DCN_HOST_DEVICE void sum_each(const vector_t<T> (&v)[4], T* to) {
+  constexpr int kHalf = 32 / sizeof(T);
+  vector_t<T, kHalf / 2> quarter[4];
+  for (int k = 0; k < 4; ++k) {
+    vector_t<T, kHalf> half[2];
+    std::memcpy(half, &v[k], sizeof(v[k]));
+    half[0] += half[1];
+    vector_t<T, kHalf / 2> quarters[2];
+    std::memcpy(quarters, half, sizeof(half[0]));
+    quarter[k] = quarters[0] + quarters[1];
+  }
+#ifdef DCN_HAS_SHUFFLE
+  if constexpr (kHalf == 8) {
+    const auto pairs = [](auto a, auto b) {
+      return __builtin_shufflevector(a, b, 0, 4, 2, 6) + __builtin_shufflevector(a, b, 1, 5, 3, 7);
+    };
+    const auto low = pairs(quarter[0], quarter[1]), high = pairs(quarter[2], quarter[3]);
+    store_vector(to, __builtin_shufflevector(low, high, 0, 1, 4, 5) +
+                         __builtin_shufflevector(low, high, 2, 3, 6, 7));
+    return;
+  }
+#endif
+  for (int k = 0; k < 4; ++k) {
+    to[k] = 0;
+    for (int i = 0; i < kHalf / 2; ++i) to[k] += quarter[k][i];
+  }
+}
 
 // to[j * to_stride + i] = from[i * from_stride + j] for an 8 x 8 square.
 template <typename S, typename T>

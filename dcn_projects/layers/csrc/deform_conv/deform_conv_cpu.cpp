@@ -1,8 +1,8 @@
 // The CPU side works on tiles of output pixels and blocks of channels, in three steps kept apart:
-// where a tile reads, vectorised over its pixels; the reads themselves, vectorised over the
-// channels of a block; and a matrix product of the column that they form with the weights. A column
-// exists for one tile, one block and a few taps only, so that it stays in the cache of its core.
-// 16-bit tensors are computed in float32 and rounded once.
+// where a tile reads, once for all channels; the reads themselves, vectorised over the channels of
+// a block; and a matrix product of the column that they form with the weights. A column exists for
+// one tile, one block and a few taps only, so that it stays in the cache of its core. 16-bit
+// tensors are computed in float32 and rounded once, but see forward_bfloat16().
 //
 // Results do not depend on the number of threads: how the work is divided follows from the shapes
 // alone, and whatever several threads contribute to is summed afterwards in a fixed order.
@@ -69,12 +69,12 @@ struct Modulation {
             int64_t length, SampleRow<T> row) const {
     const int64_t plane = (n * g.deformable_groups + deformable_group) * g.taps() + tap;
     const T* dy = offset.const_data_ptr<T>() + 2 * plane * g.out_pixels() + begin;
-    locate(g, tap, dy, dy + g.out_pixels(), length, row);
     if (mask.defined()) {
       std::copy_n(mask.const_data_ptr<T>() + plane * g.out_pixels() + begin, length, row.mask);
     } else {
       std::fill_n(row.mask, length, T(1));
     }
+    locate(g, tap, dy, dy + g.out_pixels(), length, row);
   }
 };
 
@@ -316,9 +316,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> backward(
             sweep(const_cast<const P*>(x.block(n, b).data), grad_x.block(n, b).data,
                   outside.const_data_ptr<P>(), nowhere, row, length, b.size,
                   const_cast<const P*>(grad_column) + (kWhole ? tap * b.size : 0),
-                  kWhole ? taps * b.size : b.size, column,
-                  SampleGradRow<T>{offset_y, offset_y + g.out_pixels(),
-                                   mask ? to_mask + plane * g.out_pixels() + pixel : nullptr});
+                  kWhole ? taps * b.size : b.size, column);
+            add_sample_grads(
+                row, length,
+                SampleGradRow<T>{offset_y, offset_y + g.out_pixels(),
+                                 mask ? to_mask + plane * g.out_pixels() + pixel : nullptr});
             std::fill(column + length * b.size, column + rows * b.size, T(0));
             for (const Segment& s : parts_of_block) {
               const int64_t at = (s.group - first_group) * outs * tiling.size;
