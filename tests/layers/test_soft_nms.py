@@ -134,6 +134,10 @@ def test_of_equal_scores_the_first_is_taken(device, method):
     assert scores.unique().numel() == 4
     expected = reference.soft_nms(boxes, scores, method)
     assert_equals_reference(soft_nms(boxes, scores, method), expected)
+    idxs = torch.arange(300, device=device) % 3
+    ranks = list(zip(*(t.tolist() for t in batched_soft_nms(boxes, scores, idxs, method))))
+    assert len(set(ranks)) > len({score for _, score in ranks})
+    assert ranks == sorted(ranks, key=lambda rank: (-rank[1], rank[0]))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -275,7 +279,8 @@ def test_memory_layouts(device):
 
 
 def test_threads_do_not_change_the_result():
-    boxes, scores = make_boxes(300, dtype=torch.float32), make_scores(300, 7, dtype=torch.float32)
+    boxes = make_boxes(1000, dtype=torch.float32)
+    scores = make_scores(1000, 7, dtype=torch.float32)
     threads, results = torch.get_num_threads(), []
     try:
         for n in (1, 2, 3):
