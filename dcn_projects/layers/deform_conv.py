@@ -53,7 +53,8 @@ def deform_conv(
             torch.use_deterministic_algorithms(True): slower, with 8 bytes more for each element of
             `input`, and all NaN if a gradient, weight or mask is Inf or NaN
     Raises:
-        RuntimeError: if shapes, dtypes or devices do not fit; on a second derivative
+        RuntimeError: if shapes, dtypes or devices do not fit; on a second or forward-mode
+            derivative
     """
     device_type = input.device.type
     if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):

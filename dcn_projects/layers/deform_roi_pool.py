@@ -58,9 +58,9 @@ def deform_roi_pool(
             no fixed order, except under torch.use_deterministic_algorithms(True): slower, with 8
             bytes more for each element of `input`, and all NaN if a gradient is Inf or NaN
     Raises:
-        RuntimeError: if shapes, dtypes or devices do not fit; on a second derivative; on the CPU
-            also if an image index is not one of the batch. On CUDA such a RoI gives 0, as a look at
-            the index would stop the host
+        RuntimeError: if shapes, dtypes or devices do not fit; on a second or forward-mode
+            derivative; on the CPU also if an image index is not one of the batch. On CUDA such a
+            RoI gives 0, as a look at the index would stop the host
     """
     device_type = input.device.type
     if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
@@ -81,7 +81,7 @@ def deform_roi_pool(
 
 def _modulate(pooled: Tensor, mask: Tensor) -> Tensor:
     R, D, *size = pooled.shape
-    fits = mask.dim() == 4 and mask.shape[0] == R and list(mask.shape[2:]) == size
+    fits = mask.dim() == 4 and mask.shape[0] == R and mask.shape[2:] == pooled.shape[2:]
     if not fits or mask.shape[1] == 0 or D % mask.shape[1]:
         raise RuntimeError(
             f"deform_roi_pool: mask must be ({R}, m, {size[0]}, {size[1]}), where m divides the "

@@ -40,9 +40,9 @@ def ps_roi_pool(
             under torch.use_deterministic_algorithms(True): slower, with 8 bytes more for each
             element of `input`, and all NaN if a gradient is Inf or NaN
     Raises:
-        RuntimeError: if shapes, dtypes or devices do not fit; on a second derivative; on the CPU
-            also if an image index is not one of the batch. On CUDA such a RoI gives 0, as a look at
-            the index would stop the host
+        RuntimeError: if shapes, dtypes or devices do not fit; on a second or forward-mode
+            derivative; on the CPU also if an image index is not one of the batch. On CUDA such a
+            RoI gives 0, as a look at the index would stop the host
     """
     size = pair(output_size)
     group = size if group_size is None else pair(group_size)

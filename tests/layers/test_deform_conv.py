@@ -144,6 +144,7 @@ def test_empty_batch(device):
         dict(),
         dict(modulated=False, kernel=(2, 2), padding=0),
         dict(stride=2, groups=2, deformable_groups=2),
+        dict(stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
         dict(size=(2, 1), reach=2),  # all samples in the band around the map, or close to it
     ],
     ids=str,

@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._subclasses import FakeTensorMode
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.export import Dim, export
 from torch.testing import assert_close
 
@@ -264,17 +264,17 @@ def test_no_second_or_forward_derivative(operator):
 
 
 def test_no_silent_mix_of_devices(operator):
-    def mixed(tensors, k, device):
-        return [t.to(device) if i == k else t for i, t in enumerate(tensors)]
-
     tensors = operator.make()
+    shape = operator.op(*tensors).shape
+    metas = [t.to("meta") for t in tensors]
     for k in range(len(tensors)):
         with pytest.raises(RuntimeError, match="(is|must be) on .*(meta|cpu)"):
-            operator.op(*mixed(tensors, k, "meta"))
-    shape = operator.op(*tensors).shape
+            operator.op(*tensors[:k], metas[k], *tensors[k + 1 :])
     with FakeTensorMode() as mode:
         fakes = [mode.from_tensor(t) for t in tensors]
         assert operator.op(*fakes).shape == shape
         for k in range(len(tensors)):
+            # Not Tensor.to("cuda"), which PyTorch 2.4 refuses where there is no GPU.
+            on_cuda = FakeTensor(mode, metas[k], "cuda:0")
             with pytest.raises(RuntimeError, match="(is|must be) on .*(cuda:0|cpu)"):
-                operator.op(*mixed(fakes, k, "cuda"))
+                operator.op(*fakes[:k], on_cuda, *fakes[k + 1 :])
