@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 # Elements of the largest intermediate result.
-_LARGEST = 1 << 24
+_LARGEST = 1 << 20
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
