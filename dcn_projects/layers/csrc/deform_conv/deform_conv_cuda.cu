@@ -22,8 +22,10 @@ namespace dcn_projects {
 namespace {
 
 constexpr int64_t kColumnBytes = 32 << 20;
-// Enough to share the cost of a position, and few enough that small maps occupy the device.
+// With 8 units a warp shares the cost of finding their positions, as long as enough warps are left
+// to occupy a large device.
 constexpr int kUnitsPerWarp = 8;
+constexpr int64_t kManyWarps = 2048;
 
 // Of a tensor that is contiguous or channels-last.
 template <typename S>
@@ -70,7 +72,10 @@ template <int wide, typename S, typename F>
 void with_vector_size(Units<S> units, F run) {
   const auto call = [&](auto V) {
     units.lanes = lanes_for(units.channels() / V);
-    units.per_warp = std::max(kWarpSize / units.lanes, kUnitsPerWarp);
+    units.per_warp = kWarpSize / units.lanes;
+    while (units.per_warp < kUnitsPerWarp && units.count() / units.per_warp >= 2 * kManyWarps) {
+      units.per_warp *= 2;
+    }
     run(V, units);
   };
   if (units.g.channels / units.g.groups % wide == 0 && units.channels() % wide == 0) {
