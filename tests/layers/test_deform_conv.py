@@ -331,6 +331,14 @@ def test_memory_layouts(device):
     assert_close(inputs["input"].grad, expected)
 
 
+def test_copy_on_write():
+    inputs = make_inputs()
+    inputs["input"] = inputs["input"].detach().to(memory_format=torch.channels_last)
+    lazy = torch._lazy_clone(inputs["input"])
+    assert torch.equal(deform_conv(**inputs | {"input": lazy}), deform_conv(**inputs))
+    assert torch._C._is_cow_tensor(lazy)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", [dict(), dict(C=100, groups=2, deformable_groups=2)], ids=str)
 @pytest.mark.parametrize(
@@ -434,6 +442,8 @@ ERRORS = [
     (dict(mask=torch.float16), "input is (Double|torch.float64) but mask (Half|torch.float16)"),
     (dict(stride=0), r"stride and dilation must be positive.*got stride \[0, 0\]"),
     (dict(padding=-1), r"padding not negative.*padding \[-1, -1\]"),
+    (dict(padding=2**62), "padding and dilation must be less than 2.31, got .* padding .46116860"),
+    (dict(padding=2**30, stride=2**31 - 1), "one padded map must have less than 2.31 pixels"),
     (
         dict(input=(2, 8, 2, 9), padding=0),
         r"convolution input is too small \(output would be 0 x 7\)",

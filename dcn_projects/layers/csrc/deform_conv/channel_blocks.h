@@ -139,9 +139,12 @@ class BlockedMap {
                          const at::Tensor& map, bool may_alias) {
     const at::Tensor source = dense(map);
     const MapStrides strides(source);
-    if (may_alias && std::is_same_v<S, T> && strides.channel == 1) return {g, source, true};
-    BlockedMap result(g, at::empty({g.batch, g.channels, g.pixels()}, options(map)), false);
     const S* from = source.const_data_ptr<S>();
+    if constexpr (std::is_same_v<S, T>) {
+      // Is not written to.
+      if (may_alias && strides.channel == 1) return {g, source, const_cast<T*>(from), true};
+    }
+    BlockedMap result(g, at::empty({g.batch, g.channels, g.pixels()}, options(map)));
     result.for_each_part(blocks, [&](int64_t n, ChannelBlock b, int64_t pixel, int64_t pixels) {
       copy_matrix(b.size, pixels,
                   from + n * strides.image + b.begin * strides.channel + pixel * strides.pixel,
@@ -151,11 +154,11 @@ class BlockedMap {
     return result;
   }
   static BlockedMap zeros(const ConvGeometry& g, const at::Tensor& map) {
-    return {g, at::zeros({g.batch, g.channels, g.pixels()}, options(map)), false};
+    return {g, at::zeros({g.batch, g.channels, g.pixels()}, options(map))};
   }
 
   BlockView<T> block(int64_t n, const ChannelBlock& b) const {
-    T* image = static_cast<T*>(map_.data_ptr()) + n * g_.channels * g_.pixels();
+    T* image = data_ + n * g_.channels * g_.pixels();
     return channels_last_ ? BlockView<T>{image + b.begin, g_.channels}
                           : BlockView<T>{image + b.begin * g_.pixels(), b.size};
   }
@@ -173,8 +176,10 @@ class BlockedMap {
   }
 
  private:
-  BlockedMap(const ConvGeometry& g, at::Tensor map, bool channels_last)
-      : g_(g), map_(std::move(map)), channels_last_(channels_last) {}
+  BlockedMap(const ConvGeometry& g, at::Tensor map, T* data, bool channels_last)
+      : g_(g), map_(std::move(map)), data_(data), channels_last_(channels_last) {}
+  BlockedMap(const ConvGeometry& g, const at::Tensor& map)
+      : BlockedMap(g, map, map.mutable_data_ptr<T>(), false) {}
 
   static at::TensorOptions options(const at::Tensor& map) {
     return map.options().dtype(c10::CppTypeToScalarType<T>::value);
@@ -194,7 +199,8 @@ class BlockedMap {
   }
 
   ConvGeometry g_;
-  at::Tensor map_;
+  at::Tensor map_;  // keeps data_
+  T* data_;
   bool channels_last_;
 };
 

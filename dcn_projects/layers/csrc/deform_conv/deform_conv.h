@@ -135,6 +135,16 @@ inline ConvGeometry check_deform_conv(const at::Tensor& input, const at::Tensor&
           padding[1] >= 0,
       "deform_conv: stride and dilation must be positive, padding not negative, got stride ",
       stride, ", padding ", padding, ", dilation ", dilation);
+  // What follows fits into 64 bits then.
+  constexpr int64_t kMaxInt = std::numeric_limits<int>::max();
+  for (const int64_t value : {stride[0], stride[1], padding[0], padding[1], dilation[0],
+                              dilation[1], H, W, kernel_h, kernel_w}) {
+    TORCH_CHECK(value <= kMaxInt,
+                "deform_conv: sizes, stride, padding and dilation must be less "
+                "than 2^31, got input ",
+                input.sizes(), ", weight ", weight.sizes(), ", stride ", stride, ", padding ",
+                padding, ", dilation ", dilation);
+  }
 
   const int64_t free_h = H + 2 * padding[0] - (dilation[0] * (kernel_h - 1) + 1);
   const int64_t free_w = W + 2 * padding[1] - (dilation[1] * (kernel_w - 1) + 1);
@@ -144,8 +154,7 @@ inline ConvGeometry check_deform_conv(const at::Tensor& input, const at::Tensor&
               "deform_conv: convolution input is too small (output would be ", out_h, " x ", out_w,
               ") for input ", input.sizes(), " and weight ", weight.sizes());
   // Positions inside one image are 32-bit; a frame of two pixels must fit as well.
-  constexpr int64_t kMaxInt = std::numeric_limits<int>::max();
-  TORCH_CHECK((H + 2 * padding[0] + 2) * (W + 2 * padding[1] + 2) < kMaxInt,
+  TORCH_CHECK(H + 2 * padding[0] + 2 < kMaxInt / (W + 2 * padding[1] + 2),
               "deform_conv: one padded map must have less than 2^31 pixels, got ", input.sizes(),
               " with padding ", padding);
 

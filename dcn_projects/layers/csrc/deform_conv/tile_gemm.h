@@ -41,7 +41,7 @@ void tile_gemm(int64_t m, int64_t n, int64_t k, Matrix<const T> a, Matrix<const 
   }
 }
 
-#ifdef CPUBLAS_BRGEMM_F32F32F32
+#if defined(CPUBLAS_BRGEMM_F32F32F32) && !defined(DCN_PLAIN)
 // Compiled for each size when it is first met. It reaches the rate of PyTorch's convolutions, which
 // the product of whole tensors does not on every processor.
 inline void tile_gemm(int64_t m, int64_t n, int64_t k, Matrix<const float> a, Matrix<const float> b,
@@ -57,7 +57,8 @@ inline void tile_gemm_done() {}
 // Whether the processor multiplies bfloat16 faster than float32. Only products whose result may be
 // rounded to bfloat16 can profit, and they take at::mm: the blocked product wants AMX.
 inline bool has_bfloat16_product() {
-#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12 && defined(__x86_64__) && \
+    !defined(DCN_PLAIN)
   return __builtin_cpu_supports("avx512bf16") && at::globalContext().userEnabledMkldnn();
 #else
   return false;
