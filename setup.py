@@ -11,10 +11,13 @@ the operators run on torchvision's and PyTorch's kernels (layers/fallback). Envi
     CUDA_HOME               the toolkit, if it is not the one of the nvcc on PATH
     TORCH_CUDA_ARCH_LIST    GPU architectures, for example "8.0;9.0"
     MAX_JOBS                how many compilers run at once
+    DCN_CXXFLAGS            more flags for the C++ compiler and the linker, which win over our own;
+                            -DDCN_PLAIN leaves out what only some processors and libraries have
 """
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -123,8 +126,8 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 
 class BuildOperators(BuildExtension):
-    def finalize_options(self):
-        super().finalize_options()
+    def initialize_options(self):
+        super().initialize_options()
         # One place for the object files of every kind of build (pip uses a new one each time), so
         # that ninja compiles only what changed. It also sees changed flags: let it decide.
         self.build_temp = "build/operators"
@@ -139,6 +142,7 @@ class BuildOperators(BuildExtension):
 def operator_library():
     csrc = Path("dcn_projects/layers/csrc")
     sources = [*csrc.rglob("*.cpp"), *(csrc.rglob("*.cu") if toolkit else [])]
+    more_flags = shlex.split(os.environ.get("DCN_CXXFLAGS", ""))
     extension = (CUDAExtension if toolkit else CppExtension)(
         "dcn_projects._C",
         sorted(map(str, sources)),
@@ -146,10 +150,11 @@ def operator_library():
         # at::parallel_for, a template in a header, runs on one thread and does not say so. Python's
         # own flags ask for debugging information, which would be 19 of 20 bytes: -g0.
         extra_compile_args={
-            "cxx": ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"],
+            "cxx": ["-O3", "-g0", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+            + more_flags,
             "nvcc": ["-O3"],
         },
-        extra_link_args=["-fopenmp"],
+        extra_link_args=["-fopenmp", *more_flags],
         py_limited_api=True,
         optional=not has_compiler,
     )

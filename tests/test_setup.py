@@ -25,6 +25,7 @@ from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 CUDA_HOME = os.environ.get("CUDA_HOME")
 def CppExtension(name, sources, extra_compile_args, **kwargs):
+    print("flags", *extra_compile_args["cxx"], "|", *kwargs["extra_link_args"])
     return Extension(name, sources, **kwargs)
 CUDAExtension = CppExtension
 class BuildExtension(build_ext):
@@ -122,6 +123,12 @@ def test_without_a_compiler_nothing_is_built(build):
     assert "CUDA sources" not in result.stdout
     result = build(TORCH_CUDA="13.0", CXX="/nowhere/c++", FORCE_CUDA="1")
     assert result.returncode != 0 and "FORCE_CUDA=1, but there is no C++" in result.stdout
+
+
+def test_more_flags_win_over_the_usual_ones(build):
+    compiler, linker = build(DCN_CXXFLAGS="-O1 '-DA=b c'").stdout.splitlines()[0].split(" | ")
+    assert compiler.startswith("flags -O3 ") and compiler.endswith(" -O1 -DA=b c")
+    assert linker.endswith(" -O1 -DA=b c")
 
 
 def test_without_torch_it_says_what_to_install(build, tmp_path):

@@ -88,7 +88,7 @@ DCN_HOST_DEVICE void store_vector(at::Half* to, V v) {
 template <typename S, typename T>
 using wider_t = std::conditional_t<(sizeof(S) > sizeof(T)), S, T>;
 
-#if defined(__has_builtin)
+#if defined(__has_builtin) && !defined(DCN_PLAIN)
 #if __has_builtin(__builtin_shufflevector)
 #define DCN_HAS_SHUFFLE
 #endif
