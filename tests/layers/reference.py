@@ -36,7 +36,7 @@ def deform_conv(
     offset = offset.view(N, G, K, 2, Ho * Wo)
     out_y, out_x = torch.arange(Ho).repeat_interleave(Wo), torch.arange(Wo).repeat(Ho)
 
-    columns = []
+    columns = [input.new_zeros(0, Ho * Wo)]
     for n in range(N):
         for g in range(G):
             maps = input[n, g * (C // G) : (g + 1) * (C // G)]
@@ -51,7 +51,7 @@ def deform_conv(
                 rows = F.relu(1 - (y[:, None] - torch.arange(H)).abs())
                 cols = F.relu(1 - (x[:, None] - torch.arange(W)).abs())
                 columns.append(mask[n, g, k] * torch.einsum("chw,ph,pw->cp", maps, rows, cols))
-    columns = torch.stack(columns).view(N, G, K, C // G, Ho * Wo).transpose(2, 3)
+    columns = torch.cat(columns).view(N, G, K, C // G, Ho * Wo).transpose(2, 3)
     columns = columns.reshape(N, groups, group_size, K, Ho * Wo)
     weight = weight.view(groups, out_channels // groups, group_size, K)
     out = torch.einsum("gock,ngckp->ngop", weight, columns).reshape(N, out_channels, Ho, Wo)
