@@ -1,5 +1,6 @@
-# demo, test, wheelhouse and lint. Each sets up what it needs in .venv. A finished step leaves a file
-# in .venv/done, so repeating costs nothing and an interrupted set-up goes on where it was.
+# demo, test, test-plain, sanitize, sanitize-cuda, wheelhouse and lint. Each sets up what it needs in
+# .venv. A finished step leaves a file in .venv/done, so repeating costs nothing and an interrupted
+# set-up goes on where it was.
 PYTHON ?= python3
 PYTHON_VERSION ?= 3.12
 
@@ -9,7 +10,17 @@ PY := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check
 CSRC := $(shell find dcn_projects/layers/csrc -type f -name '*.[ch]*')
 
-.PHONY: demo test wheelhouse lint
+# The CPU's operators built with other flags into a copy of the package, and tests of that copy: Python
+# imports what is in the current folder before anything else. Left out is what takes gigabytes.
+PLAIN := -DDCN_PLAIN
+SANITIZE := $(PLAIN) -O1 -g -fno-omit-frame-pointer -fno-wrapv -fno-sanitize-recover=all \
+    -fsanitize=address,undefined,float-cast-overflow
+BUILD_COPY = FORCE_CUDA=0 DCN_CXXFLAGS="$(2)" $(PY) setup.py build_py --build-lib build/$(1) \
+    build_ext --build-lib build/$(1) --build-temp build/$(1)/objects
+TEST_COPY = $(CURDIR)/.venv/bin/python -m pytest --import-mode=append $(CURDIR)/tests/layers \
+    -k "not 2_31"
+
+.PHONY: demo test test-plain sanitize sanitize-cuda wheelhouse lint
 
 demo: $(DONE)/packages $(DONE)/operators
 	$(PY) tools/make_dataset.py --format coco
@@ -17,6 +28,27 @@ demo: $(DONE)/packages $(DONE)/operators
 
 test: $(DONE)/packages $(DONE)/operators
 	$(PY) -m pytest tests
+
+# The operators without what only some processors and libraries have.
+test-plain: $(DONE)/packages
+	$(call BUILD_COPY,plain,$(PLAIN))
+	cd build/plain && $(TEST_COPY)
+
+# The same code under AddressSanitizer and UndefinedBehaviorSanitizer, which end the process when they
+# find something. Their libraries have to be there before Python loads anything else, and pytest must
+# not capture what they write.
+sanitize: $(DONE)/packages
+	$(call BUILD_COPY,sanitize,$(SANITIZE))
+	cd build/sanitize && LD_PRELOAD="$(foreach l,asan stdc++,$(shell $(CXX) -print-file-name=lib$(l).so))" \
+	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    $(TEST_COPY) --capture=sys
+
+# On a machine with a GPU; compute-sanitizer comes with the CUDA toolkit. Without PyTorch's cache it
+# sees where each tensor ends.
+sanitize-cuda: $(DONE)/packages
+	for tool in memcheck racecheck; do \
+	    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	        .venv/bin/python -m pytest tests/layers -m gpu -k "not 2_31" || exit 1; done
 
 wheelhouse: $(DONE)/packages
 	$(PY) tools/make_wheelhouse.py --python-version $(PYTHON_VERSION) --output wheelhouse
