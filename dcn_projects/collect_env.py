@@ -4,6 +4,7 @@ dcn_projects.collect_env. The exit status is 1 if an operator fails its test.
 """
 
 import importlib.metadata
+import math
 import os
 import shutil
 import struct
@@ -18,7 +19,7 @@ from detectron2.utils.collect_env import collect_env_info
 from tabulate import tabulate
 from torch import Tensor
 
-from dcn_projects.layers import deform_conv, deform_roi_pool, library, ps_roi_pool
+from dcn_projects.layers import deform_conv, deform_roi_pool, library, ps_roi_pool, soft_nms
 
 
 def versions() -> list[tuple[str, str]]:
@@ -83,7 +84,8 @@ def kernels() -> list[tuple[str, str, str]]:
 
 
 # The self test needs no other implementation: where all offsets are the same, a deformable operator
-# is a plain one on a map that has been moved. `move` is (y, x), in cells, from 0 to 1.
+# is a plain one on a map that has been moved, by `move` (y, x) of 0 to 1 cells; and three scores can
+# be computed by hand.
 ROI = [[0.0, 4, 4, 12, 12]]
 
 
@@ -122,10 +124,25 @@ def _moved_means(x, move, weight):
     return F.avg_pool2d(_moved(x, move)[:1, :, 4:12, 4:12], 4)
 
 
+# The second box covers half of the first, the third meets none. What x is multiplied with makes the
+# scores a result that has a gradient.
+BOXES, SCORES = [[0.0, 0, 4, 4], [0, 0, 4, 2], [8, 8, 9, 9]], [0.9, 0.8, 0.7]
+
+
+def _soft_nms(x, move, weight):
+    keep, scores = soft_nms(x.new_tensor(BOXES), x.new_tensor(SCORES), sigma=0.5)
+    return x.flatten()[keep] * scores
+
+
+def _three_scores(x, move, weight):
+    return x.flatten()[[0, 2, 1]] * x.new_tensor([0.9, 0.7, 0.8 * math.exp(-(0.5**2) / 0.5)])
+
+
 SELF_TESTS = {
     "deform_conv": (_deform_conv, _moved_conv),
     "ps_roi_pool": (_ps_roi_pool, _ps_means),
     "deform_roi_pool": (_deform_roi_pool, _moved_means),
+    "soft_nms": (_soft_nms, _three_scores),
 }
 
 

@@ -3,6 +3,7 @@ What the operators accept, for the kernels in Python: the fake ones and those of
 compiled ones check the same in csrc/<op>/<op>.h. Sizes may be symbolic: each condition is alone.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -234,3 +235,70 @@ def check_deform_roi_pool(
         _check(0 < min(got[2:]) and max(got[2:]) <= LARGEST_GRID, lambda: text)
         _check_coordinates(op, "offset", offset, input)
     return [R, D, *size]
+
+
+def check_soft_nms(
+    boxes: Tensor,
+    scores: Tensor,
+    starts: Tensor,
+    method: str,
+    sigma: float,
+    iou_threshold: float,
+    score_threshold: float,
+    max_per_class: int | None,
+) -> None:
+    """
+    Raises:
+        RuntimeError: if shapes, dtypes, devices or numbers do not fit
+    """
+    _check(
+        boxes.dim() == 2 and boxes.shape[1] == 4,
+        lambda: f"soft_nms: boxes must be (B, 4): x0, y0, x1, y1; got {list(boxes.shape)}",
+    )
+    _check(scores.dim() == 1, lambda: f"soft_nms: scores must be (N,), got {list(scores.shape)}")
+    N, B = scores.shape[0], boxes.shape[0]
+    for fits in ((B > 0) | (N == 0), N % torch.sym_max(B, 1) == 0):
+        _check(
+            fits, lambda: f"soft_nms: the {N} scores are no multiple of the number of boxes, {B}"
+        )
+    _check(N <= 1 << 30, lambda: f"soft_nms: takes at most 2^30 scores, got {N}")
+    dtype, device = scores.dtype, scores.device
+    _check(
+        dtype in (torch.float32, torch.float64),
+        lambda: f"soft_nms: scores must be float32 or float64, got {dtype}",
+    )
+    _check(
+        boxes.dtype == dtype,
+        lambda: f"soft_nms: boxes must have the dtype of scores ({dtype}), got {boxes.dtype}",
+    )
+    _check(
+        starts.dim() == 1 and starts.shape[0] > 0 and starts.dtype == torch.int64,
+        lambda: (
+            "soft_nms: starts must be (S + 1,) and int64, got "
+            f"{list(starts.shape)} and {starts.dtype}"
+        ),
+    )
+    _check(
+        boxes.device == device and starts.device == device,
+        lambda: (
+            f"soft_nms: boxes and starts must be on the device of scores ({device}), "
+            f"got {boxes.device} and {starts.device}"
+        ),
+    )
+    _check(
+        method in ("linear", "gaussian", "hard"),
+        lambda: f"soft_nms: method must be 'linear', 'gaussian' or 'hard', got '{method}'",
+    )
+    _check(0 < sigma < math.inf, lambda: f"soft_nms: sigma must be positive, got {sigma:g}")
+    _check(
+        0 <= iou_threshold <= 1,
+        lambda: f"soft_nms: iou_threshold must be from 0 to 1, got {iou_threshold:g}",
+    )
+    _check(
+        0 <= score_threshold < math.inf,
+        lambda: f"soft_nms: score_threshold must not be negative, got {score_threshold:g}",
+    )
+    _check(
+        max_per_class is None or max_per_class > 0,
+        lambda: f"soft_nms: max_per_class must be positive or None, got {max_per_class}",
+    )

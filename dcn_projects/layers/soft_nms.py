@@ -2,6 +2,7 @@ import torch
 from torch import Tensor
 
 from . import library  # noqa: F401  loads the operators
+from .checks import check_soft_nms
 
 
 def soft_nms(
@@ -153,7 +154,8 @@ def _by_score(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("dcn_projects::soft_nms")
-def _(boxes, scores, starts, method, sigma, iou_threshold, score_threshold, max_per_class):
+def _(boxes, scores, *arguments):
+    check_soft_nms(boxes, scores, *arguments)
     return torch.empty_like(scores)
 
 

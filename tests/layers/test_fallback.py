@@ -18,6 +18,7 @@ from dcn_projects.layers.library import COMPILED, OPERATORS
 from tests.layers import test_deform_conv as conv
 from tests.layers import test_deform_roi_pool as deform_roi
 from tests.layers import test_ps_roi_pool as ps_roi
+from tests.layers import test_soft_nms as nms
 from tests.layers.rois import SCALE
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +38,7 @@ def run_forced(*command):
 
 
 def test_tests_of_the_operators_pass():
-    modules = [module.__file__ for module in (conv, ps_roi, deform_roi)]
+    modules = [module.__file__ for module in (conv, ps_roi, deform_roi, nms)]
     # These are about registration, which is the same with and without a library, and slow.
     result = run_forced("-m", "pytest", "-q", *modules, "-k", "not registration and not compiles")
     assert result.returncode == 0, result.stdout
@@ -97,3 +98,13 @@ def test_work_in_many_parts(monkeypatch, name, tensors, numbers):
     actual = getattr(fallback, f"{name}_backward")(grad, *tensors, *numbers)
     expected = getattr(torch.ops.dcn_projects, f"_{name}_backward")(grad, *tensors, *numbers)
     assert_close(actual, expected, **tolerance)
+
+
+@pytest.mark.parametrize("max_per_class", [None, 9])
+def test_classes_in_many_parts(monkeypatch, max_per_class):
+    monkeypatch.setattr(parts, "_LARGEST", 1000)
+    boxes, scores = nms.make_boxes(60), nms.make_scores(360)
+    starts = torch.tensor([3, 3, 53, 60, 180, 180, 355])
+    arguments = (boxes, scores, starts, "gaussian", 0.5, 0.3, 0.01, max_per_class)
+    compiled = torch.ops.dcn_projects.soft_nms(*arguments)
+    assert_close(fallback.soft_nms(*arguments), compiled, rtol=1e-12, atol=0)

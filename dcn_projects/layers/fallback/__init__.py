@@ -12,6 +12,7 @@ from .. import library
 from .deform_conv import deform_conv, deform_conv_backward
 from .deform_roi_pool import deform_roi_pool, deform_roi_pool_backward
 from .ps_roi_pool import ps_roi_pool, ps_roi_pool_backward
+from .soft_nms import soft_nms
 
 KERNELS = {
     "deform_conv": deform_conv,
@@ -20,6 +21,7 @@ KERNELS = {
     "_ps_roi_pool_backward": ps_roi_pool_backward,
     "deform_roi_pool": deform_roi_pool,
     "_deform_roi_pool_backward": deform_roi_pool_backward,
+    "soft_nms": soft_nms,
 }
 
 _library = torch.library.Library("dcn_projects", "IMPL")
