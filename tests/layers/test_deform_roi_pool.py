@@ -102,6 +102,13 @@ def assert_all_close(actual, expected, tolerance):
         dict(size=(1, 1)),
         dict(size=(40, 1), sampling_ratio=4),  # few samples, far apart
         dict(copies=3, D=2, output_size=(2, 2)),
+        # One channel for each class: RoIs are worked on in blocks of 16 of one image.
+        dict(copies=5, D=3, classes=3, output_size=(2, 2)),
+        dict(rois=ROIS[:1], classes=4),
+        dict(N=5, rois=[[n, *roi[1:]] for n in (3, 0, 2) for roi in ROIS[:6]], classes=4),
+        dict(classes=4, group_size=(2, 2), part=(1, 2), output_size=(3, 5), sampling_ratio=5),
+        dict(classes=4, size=(25, 40), rois=[[0, 2, 1, 158, 97]], output_size=(1, 2)),
+        dict(classes=0, D=1),
     ],
     ids=str,
 )
@@ -357,8 +364,9 @@ def test_index_of_no_image(device, index):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("classes", [1, 4])
-def test_bad_cells_spread_to_what_reads_them(device, bad, classes):
-    inputs = make_inputs(device, classes=classes, masks=0)
+@pytest.mark.parametrize("sampling_ratio", [1, 2, 3])
+def test_bad_cells_spread_to_what_reads_them(device, bad, classes, sampling_ratio):
+    inputs = make_inputs(device, classes=classes, masks=0, sampling_ratio=sampling_ratio)
     spot = torch.zeros_like(inputs["input"])
     spot[:, :, 0, 0] = spot[:, :, 4, 3] = spot[:, :, 8, 7] = 1
     expected = reference.deform_roi_pool(**{**inputs, "input": spot}) > 0
@@ -366,6 +374,20 @@ def test_bad_cells_spread_to_what_reads_them(device, bad, classes):
     actual = results(deform_roi_pool, inputs)
     assert torch.equal(~actual["out"].isfinite().cpu(), expected)
     assert actual["input"].isfinite().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("classes", [1, 4])
+def test_bad_gradients_spread_to_what_was_read(device, bad, classes):
+    inputs = make_inputs(device, classes=classes, masks=0)
+    out = deform_roi_pool(**inputs)
+    head = torch.zeros_like(out)
+    head[0, :, 1, 1] = head[3, :, 0, 2] = 1
+    expected = reference.deform_roi_pool(**inputs)
+    (expected,) = torch.autograd.grad(expected, inputs["input"], head.cpu())
+    (grad,) = torch.autograd.grad(out, inputs["input"], head.masked_fill(head > 0, bad))
+    assert expected.any() and torch.equal(~grad.isfinite(), expected != 0)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -430,7 +452,12 @@ def test_autocast():
 
 @pytest.mark.parametrize(
     "case",
-    [dict(D=140, classes=2), dict(classes=4, group_size=(3, 3)), dict(classes=0, D=70)],
+    [
+        dict(D=140, classes=2),
+        dict(classes=4, group_size=(3, 3)),
+        dict(classes=4),
+        dict(classes=0, D=70),
+    ],
     ids=str,
 )
 def test_threads_do_not_change_the_result(case):

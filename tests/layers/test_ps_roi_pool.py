@@ -64,6 +64,8 @@ def assert_all_close(actual, expected, tolerance):
         dict(output_size=(1, 1)),
         dict(size=(1, 1)),
         dict(N=1, size=(40, 1), rois=[[0, 0, 10, 4, 170]]),
+        dict(N=1, size=(25, 40), rois=[[0, 2, 1, 158, 97]], output_size=(1, 2)),
+        dict(N=5, rois=[[n, *roi[1:]] for n in (3, 0, 2) for roi in ROIS], output_size=(2, 3)),
     ],
     ids=str,
 )
@@ -198,6 +200,18 @@ def test_bad_cells_spread_to_what_reads_them(device, bad):
     out, grad = result_and_gradient(ps_roi_pool, inputs)
     assert torch.equal(~out.isfinite().cpu(), expected)
     assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_gradients_spread_to_what_was_read(device, bad):
+    inputs = make_inputs(device)
+    out = ps_roi_pool(**inputs)
+    head = torch.zeros_like(out)
+    head[0, :, 1, 1] = head[3, :, 0, 0] = 1
+    (expected,) = torch.autograd.grad(reference.ps_roi_pool(**inputs), inputs["input"], head.cpu())
+    (grad,) = torch.autograd.grad(out, inputs["input"], head.masked_fill(head > 0, bad))
+    assert expected.any() and torch.equal(~grad.isfinite(), expected != 0)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -82,13 +82,19 @@ struct SampleLine {
   T start, step;
 };
 
-// Bin k of `pooled` on a RoI that starts at `start` and is `length` long; offset is the raw value.
+// Where the samples of bin k start on a RoI that starts at `start`, is `length` long, and whose
+// bins are `bin` long; offset is the raw value.
+template <typename T>
+DCN_HOST_DEVICE T sample_start(T start, T length, T bin, int k, T offset, T gamma) {
+  return multiply_add(offset * gamma, length, multiply_add(static_cast<T>(k), bin, start));
+}
+
+// Bin k of `pooled`.
 template <typename T>
 DCN_HOST_DEVICE SampleLine<T> sample_line(T start, T length, int k, int pooled, int sampling_ratio,
                                           T offset, T gamma) {
   const T bin = length / static_cast<T>(pooled);
-  const T bin_start = multiply_add(static_cast<T>(k), bin, start);
-  return {multiply_add(offset * gamma, length, bin_start), bin / static_cast<T>(sampling_ratio)};
+  return {sample_start(start, length, bin, k, offset, gamma), bin / static_cast<T>(sampling_ratio)};
 }
 
 // Where a sample reads: clamped to the cell centres of the map, or kOutside if it does not count,

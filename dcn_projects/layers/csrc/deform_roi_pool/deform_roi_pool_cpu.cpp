@@ -10,9 +10,12 @@
 #include <utility>
 #include <vector>
 
-#include "bin_windows.h"
+#include "class_bins.h"
+#include "plane_bins.h"
 
-// Inside, the channels of an offset class are innermost, because they share all positions:
+// There are two ways. Where each channel has offsets of its own, or there is but one, planes of the
+// map are read as they come. Else the channels of an offset class are innermost inside, because
+// they share all positions:
 //   maps   (N, classes, group cells, H * W, per_class)
 //   bins   (classes, bins, R, per_class)
 
@@ -20,141 +23,6 @@ namespace dcn_projects {
 namespace {
 
 constexpr char kName[] = "deform_roi_pool";
-
-template <typename T>
-std::vector<RoiRegion<T>> find_regions(const T* rois, const DeformRoiPoolGeometry& g) {
-  check_image_index(kName, rois, g);
-  std::vector<RoiRegion<T>> regions(g.R);
-  for (int64_t n = 0; n < g.R; ++n) regions[n] = roi_region(rois + 5 * n, g, T(0.5));
-  return regions;
-}
-
-// A window of one channel. Cells that no sample reads are left out, here and below: an Inf between
-// two samples that lie far apart is none of the bin's business.
-template <typename T>
-T read_window(const BinWindow<T>& bin, const T* map, int W) {
-  T sum = 0;
-  for (int r = 0; r < bin.rows; ++r, map += W) {
-    const T row_weight = bin.row_weight[r * kLanes];
-    if (row_weight == 0) continue;
-    T row_sum = 0;
-    for (int c = 0; c < bin.cols; ++c) {
-      const T weight = bin.col_weight[c * kLanes];
-      if (weight != 0) row_sum += weight * map[c];
-    }
-    sum += row_weight * row_sum;
-  }
-  return sum / bin.samples;
-}
-
-template <typename T>
-void read_window(const BinWindow<T>& bin, const T* map, int W, int64_t channels,
-                 T* __restrict__ out) {
-  for (int r = 0; r < bin.rows; ++r) {
-    const T row_weight = bin.row_weight[r * kLanes] / bin.samples;
-    for (int c = 0; c < bin.cols; ++c) {
-      const T weight = row_weight * bin.col_weight[c * kLanes];
-      if (weight == 0) continue;
-      const T* cell = map + (static_cast<int64_t>(r) * W + c) * channels;
-      for (int64_t p = 0; p < channels; ++p) out[p] += weight * cell[p];
-    }
-  }
-}
-
-// One (class, group cell) map after the other, since such a map stays in the cache for all RoIs.
-template <typename T>
-void pool(const T* maps, const T* rois, const T* offset, const DeformRoiPoolGeometry& g, T* bins) {
-  const auto regions = find_regions(rois, g);
-  const int64_t map_size = static_cast<int64_t>(g.H) * g.W, blocks = (g.R + kLanes - 1) / kLanes;
-  at::parallel_for(0, g.classes * g.bins() * blocks, 4, [&](int64_t begin, int64_t end) {
-    BinWindows<T> windows;
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t n = index % blocks * kLanes, bin = index / blocks % g.bins();
-      const int64_t k = index / blocks / g.bins();
-      const int i = bin / g.pooled_w, j = bin % g.pooled_w;
-      windows.find(regions, offset, n, k, i, j, g);
-      T* out = bins + (index / blocks * g.R + n) * g.per_class;
-      for (int lane = 0; lane < kLanes && n + lane < g.R; ++lane, out += g.per_class) {
-        const BinWindow<T> window = windows[lane];
-        std::fill_n(out, g.per_class, T(0));
-        if (window.samples == 0) continue;
-        const int64_t map =
-            (regions[n + lane].image * g.classes + k) * g.group_cells() + g.group_cell_of_bin(i, j);
-        const T* source = maps + (map * map_size + window.first) * g.per_class;
-        if (g.per_class == 1) {
-          *out = read_window(window, source, g.W);
-        } else {
-          read_window(window, source, g.W, g.per_class, out);
-        }
-      }
-    }
-  });
-}
-
-// What a bin's share of the loss gains when its samples move by a cell.
-template <typename T>
-struct PositionGrad {
-  T x = 0, y = 0;
-};
-
-// The reverse of read_window: adds to grad_map, and returns the gradient of the position unless map
-// is null.
-template <typename T>
-PositionGrad<T> spread_window(const BinWindow<T>& bin, T grad, const T* map, int W, T* grad_map) {
-  PositionGrad<T> result;
-  grad /= bin.samples;
-  for (int r = 0; r < bin.rows; ++r) {
-    const T row_weight = bin.row_weight[r * kLanes];
-    if (row_weight == 0) continue;
-    T row_sum = 0, row_slope = 0;
-    for (int c = 0; c < bin.cols; ++c) {
-      const int64_t cell = static_cast<int64_t>(r) * W + c;
-      const T weight = bin.col_weight[c * kLanes];
-      if (weight == 0) continue;
-      grad_map[cell] += grad * row_weight * weight;
-      if (map) {
-        row_sum += weight * map[cell];
-        row_slope += bin.col_slope[c * kLanes] * map[cell];
-      }
-    }
-    result.x += grad * row_weight * row_slope;
-    result.y += grad * bin.row_slope[r * kLanes] * row_sum;
-  }
-  return result;
-}
-
-// For `channels` of the `stride` channels of a map.
-template <typename T>
-PositionGrad<T> spread_window(const BinWindow<T>& bin, const T* grad, const T* map, int W,
-                              int64_t stride, int64_t channels, T* __restrict__ grad_map) {
-  PositionGrad<T> result;
-  for (int r = 0; r < bin.rows; ++r) {
-    const T row_weight = bin.row_weight[r * kLanes] / bin.samples;
-    const T row_slope = bin.row_slope[r * kLanes] / bin.samples;
-    for (int c = 0; c < bin.cols; ++c) {
-      const T weight = bin.col_weight[c * kLanes];
-      if (row_weight * weight == 0) continue;
-      const int64_t cell = (static_cast<int64_t>(r) * W + c) * stride;
-      for (int64_t p = 0; p < channels; ++p) grad_map[cell + p] += row_weight * weight * grad[p];
-      if (map) {
-        T product = 0;
-#pragma omp simd reduction(+ : product)
-        for (int64_t p = 0; p < channels; ++p) product += grad[p] * map[cell + p];
-        result.x += row_weight * bin.col_slope[c * kLanes] * product;
-        result.y += row_slope * weight * product;
-      }
-    }
-  }
-  return result;
-}
-
-// In the backward a thread owns up to so many channels of a map, which nobody else writes. Thus
-// nothing depends on the number of threads.
-constexpr int64_t kChannelBlock = 64;
-
-int64_t channel_blocks(const DeformRoiPoolGeometry& g) {
-  return (g.per_class + kChannelBlock - 1) / kChannelBlock;
-}
 
 std::vector<std::pair<int, int>> bins_of_group_cell(int cell, const RoiPoolGeometry& g) {
   const CellRange rows = bins_of_group(cell / g.group_w, g.pooled_h, g.group_h);
@@ -166,79 +34,260 @@ std::vector<std::pair<int, int>> bins_of_group_cell(int cell, const RoiPoolGeome
   return bins;
 }
 
-// grad_bins is laid out like bins, grad_maps like maps. grad_shares, (blocks, classes, bins, R, 2),
-// takes the part of each block and bin in the gradient of the offset (x, y). maps, offset and
-// grad_shares are null without offset.
+// Calls run(n, lane) for the RoIs of a block.
+template <typename T, typename F>
+void for_each_lane(const RoiBlocks<T>& blocks, int64_t block, F run) {
+  for (int lane = 0; lane < kLanes; ++lane) {
+    const int64_t n = blocks.roi[block * kLanes + lane];
+    if (n >= 0) run(n, lane);
+  }
+}
+
 template <typename T>
-void pool_backward(const T* grad_bins, const T* maps, const T* rois, const T* offset,
-                   const DeformRoiPoolGeometry& g, T* grad_maps, T* grad_shares) {
-  const auto regions = find_regions(rois, g);
+std::vector<T> offsets_to_lanes(const T* offset, const RoiBlocks<T>& blocks,
+                                const DeformRoiPoolGeometry& g) {
+  if (!offset) return {};
+  return rois_to_lanes(offset, 2 * g.classes * g.part_h * g.part_w, blocks);
+}
+
+// One plane after the other, because it stays in the cache for all RoIs.
+template <typename T>
+void pool_planes(const T* input, const T* rois, const T* offset, const DeformRoiPoolGeometry& g,
+                 T* output) {
+  const RoiBlocks<T> blocks = find_blocks(kName, rois, g);
+  const std::vector<T> moves = offsets_to_lanes(offset, blocks, g);
+  const int64_t map_size = static_cast<int64_t>(g.H) * g.W;
+  at::parallel_for(0, g.N * g.C, 1, [&](int64_t begin, int64_t end) {
+    BinWindows<T> windows;
+    std::vector<T> map(map_size + kRowsBeyond * g.W + kBeyond), scratch;
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t image = plane / g.C, d = plane % g.C / g.group_cells();
+      if (blocks.first[image] == blocks.first[image + 1]) continue;
+      std::copy_n(input + plane * map_size, map_size, map.begin());
+      for (const auto& [i, j] : bins_of_group_cell(plane % g.group_cells(), g)) {
+        const int64_t bin = d * g.bins() + i * g.pooled_w + j;
+        for (int64_t block = blocks.first[image]; block < blocks.first[image + 1]; ++block) {
+          windows.find(blocks, block, offset ? moves.data() : nullptr, d / g.per_class, i, j, false,
+                       g);
+          scratch.resize(windows.cols.weight.size());
+          T out[kLanes];
+          read_bins(windows, map.data(), g.W, scratch.data(), out);
+          for_each_lane(blocks, block,
+                        [&](int64_t n, int lane) { output[n * g.D * g.bins() + bin] = out[lane]; });
+        }
+      }
+    }
+  });
+}
+
+// Each plane is written by one thread. grad_shares, (1, R, classes, bins, 2), takes the part of
+// each bin in the gradient of the offset (x, y), unless it is null.
+template <typename T>
+void pool_planes_backward(const T* grad, const T* input, const T* rois, const T* offset,
+                          const DeformRoiPoolGeometry& g, T* grad_input, T* grad_shares) {
+  const RoiBlocks<T> blocks = find_blocks(kName, rois, g);
+  const std::vector<T> moves = offsets_to_lanes(offset, blocks, g);
+  const std::vector<T> tops = rois_to_lanes(grad, g.D * g.bins(), blocks);
+  const int64_t map_size = static_cast<int64_t>(g.H) * g.W;
+  const T gamma = static_cast<T>(g.gamma);
+  at::parallel_for(0, g.N * g.C, 1, [&](int64_t begin, int64_t end) {
+    BinWindows<T> windows;
+    std::vector<T> map(map_size + kRowsBeyond * g.W + kBeyond),
+        grad_map(map_size + kRowsBeyond * g.W + kBeyond), scratch;
+    for (int64_t plane = begin; plane < end; ++plane) {
+      const int64_t image = plane / g.C, d = plane % g.C / g.group_cells();
+      std::copy_n(input + plane * map_size, map_size, map.begin());
+      std::fill(grad_map.begin(), grad_map.end(), T(0));
+      for (const auto& [i, j] : bins_of_group_cell(plane % g.group_cells(), g)) {
+        const int64_t bin = d * g.bins() + i * g.pooled_w + j;
+        for (int64_t block = blocks.first[image]; block < blocks.first[image + 1]; ++block) {
+          windows.find(blocks, block, offset ? moves.data() : nullptr, d / g.per_class, i, j, true,
+                       g);
+          scratch.resize(2 * windows.cols.weight.size());
+          T grad_y[kLanes], grad_x[kLanes];
+          spread_bins(windows, tops.data() + (bin * blocks.first.back() + block) * kLanes,
+                      map.data(), g.W, scratch.data(), grad_map.data(), grad_y, grad_x);
+          if (!grad_shares) continue;
+          for_each_lane(blocks, block, [&](int64_t n, int lane) {
+            T* share = grad_shares + (n * g.D * g.bins() + bin) * 2;
+            share[0] = grad_x[lane] * gamma * blocks.x.length[block * kLanes + lane];
+            share[1] = grad_y[lane] * gamma * blocks.y.length[block * kLanes + lane];
+          });
+        }
+      }
+      std::copy_n(grad_map.begin(), map_size, grad_input + plane * map_size);
+    }
+  });
+}
+
+// One (class, group cell) map after the other, since such a map stays in the cache for all RoIs.
+template <typename T>
+void pool_classes(const T* maps, const T* rois, const T* offset, const DeformRoiPoolGeometry& g,
+                  T* bins) {
+  const RoiBlocks<T> blocks = find_blocks(kName, rois, g);
+  const std::vector<T> moves = offsets_to_lanes(offset, blocks, g);
+  const int64_t map_size = static_cast<int64_t>(g.H) * g.W, count = blocks.first.back();
+  at::parallel_for(0, g.classes * g.bins() * count, 4, [&](int64_t begin, int64_t end) {
+    BinWindows<T> windows;
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t block = index % count, bin = index / count % g.bins();
+      const int64_t k = index / count / g.bins();
+      const int i = bin / g.pooled_w, j = bin % g.pooled_w;
+      windows.find(blocks, block, offset ? moves.data() : nullptr, k, i, j, false, g);
+      for_each_lane(blocks, block, [&](int64_t n, int lane) {
+        T* out = bins + ((k * g.bins() + bin) * g.R + n) * g.per_class;
+        std::fill_n(out, g.per_class, T(0));
+        const BinWindow<T> window(windows, lane, g.W);
+        if (window.samples == 0) return;
+        const int64_t image = static_cast<int64_t>(rois[5 * n]);
+        const int64_t map = (image * g.classes + k) * g.group_cells() + g.group_cell_of_bin(i, j);
+        read_window(window, maps + (map * map_size + window.first) * g.per_class, g.W, g.per_class,
+                    out);
+      });
+    }
+  });
+}
+
+// In the backward a thread owns up to so many channels of a map, which nobody else writes. Thus
+// nothing depends on the number of threads.
+constexpr int64_t kChannelBlock = 64;
+
+int64_t channel_blocks(const DeformRoiPoolGeometry& g) {
+  return (g.per_class + kChannelBlock - 1) / kChannelBlock;
+}
+
+// grad_bins is laid out like bins, grad_maps like maps. grad_shares, (blocks, R, classes, bins, 2),
+// takes the part of each block of channels and bin in the gradient of the offset (x, y). maps,
+// offset and grad_shares are null without offset.
+template <typename T>
+void pool_classes_backward(const T* grad_bins, const T* maps, const T* rois, const T* offset,
+                           const DeformRoiPoolGeometry& g, T* grad_maps, T* grad_shares) {
+  const RoiBlocks<T> blocks = find_blocks(kName, rois, g);
+  const std::vector<T> moves = offsets_to_lanes(offset, blocks, g);
   const int64_t map_size = static_cast<int64_t>(g.H) * g.W;
   const int64_t maps_of_image = g.classes * g.group_cells();
   const T gamma = static_cast<T>(g.gamma);
   at::parallel_for(0, channel_blocks(g) * maps_of_image, 1, [&](int64_t begin, int64_t end) {
     BinWindows<T> windows;
     for (int64_t owner = begin; owner < end; ++owner) {
-      const int64_t block = owner / maps_of_image, map = owner % maps_of_image;
+      const int64_t channel = owner / maps_of_image * kChannelBlock, map = owner % maps_of_image;
       const int64_t k = map / g.group_cells();
-      const int cell = map % g.group_cells();
-      const int64_t channel = block * kChannelBlock;
       const int64_t channels = std::min(kChannelBlock, g.per_class - channel);
-      for (const auto& [i, j] : bins_of_group_cell(cell, g)) {
-        for (int64_t n = 0; n < g.R; ++n) {
-          if (n % kLanes == 0) windows.find(regions, offset, n, k, i, j, g);
-          const BinWindow<T> window = windows[n % kLanes];
-          if (window.samples == 0) continue;
-          const int64_t bin = (k * g.bins() + i * g.pooled_w + j) * g.R + n;
-          const T* grad = grad_bins + bin * g.per_class + channel;
-          const int64_t image_map = regions[n].image * maps_of_image + map;
-          const int64_t at = (image_map * map_size + window.first) * g.per_class + channel;
-          const T* source = maps ? maps + at : nullptr;
-          const PositionGrad<T> position =
-              g.per_class == 1
-                  ? spread_window(window, *grad, source, g.W, grad_maps + at)
-                  : spread_window(window, grad, source, g.W, g.per_class, channels, grad_maps + at);
-          if (grad_shares) {
-            T* share = grad_shares + (block * g.classes * g.bins() * g.R + bin) * 2;
-            share[0] = position.x * gamma * regions[n].width;
-            share[1] = position.y * gamma * regions[n].height;
-          }
+      T* block_shares = grad_shares + owner / maps_of_image * g.R * g.classes * g.bins() * 2;
+      for (const auto& [i, j] : bins_of_group_cell(map % g.group_cells(), g)) {
+        const int64_t bin = i * g.pooled_w + j;
+        for (int64_t block = 0; block < blocks.first.back(); ++block) {
+          windows.find(blocks, block, offset ? moves.data() : nullptr, k, i, j, maps, g);
+          for_each_lane(blocks, block, [&](int64_t n, int lane) {
+            const BinWindow<T> window(windows, lane, g.W);
+            if (window.samples == 0) return;
+            const int64_t image = static_cast<int64_t>(rois[5 * n]);
+            const int64_t at =
+                ((image * maps_of_image + map) * map_size + window.first) * g.per_class + channel;
+            const PositionGrad<T> position = spread_window(
+                window, grad_bins + ((k * g.bins() + bin) * g.R + n) * g.per_class + channel,
+                maps ? maps + at : nullptr, g.W, g.per_class, channels, grad_maps + at);
+            if (!grad_shares) return;
+            T* share = block_shares + ((n * g.classes + k) * g.bins() + bin) * 2;
+            share[0] = position.x * gamma * blocks.x.length[block * kLanes + lane];
+            share[1] = position.y * gamma * blocks.y.length[block * kLanes + lane];
+          });
         }
       }
     }
   });
 }
 
-// Bins that share a part, and blocks, are added up in a fixed order.
+// Bins that share a part, and blocks of channels, are added up in a fixed order.
 template <typename T>
-void sum_offset_shares(const T* grad_shares, const DeformRoiPoolGeometry& g, T* grad_offset) {
-  const int64_t plane = static_cast<int64_t>(g.part_h) * g.part_w;
-  at::parallel_for(0, g.classes, 1, [&](int64_t first, int64_t last) {
-    for (int64_t k = first; k < last; ++k) {
-      for (int bin = 0; bin < g.bins(); ++bin) {
-        const int64_t part = g.part_of_bin(bin / g.pooled_w, bin % g.pooled_w);
-        for (int64_t block = 0; block < channel_blocks(g); ++block) {
-          const T* share = grad_shares + ((block * g.classes + k) * g.bins() + bin) * g.R * 2;
-          for (int64_t n = 0; n < g.R; ++n) {
-            T* out = grad_offset + (n * g.classes + k) * 2 * plane + part;
-            out[0] += share[2 * n];
-            out[plane] += share[2 * n + 1];
+void sum_offset_shares(const T* grad_shares, int64_t channel_blocks, const DeformRoiPoolGeometry& g,
+                       T* grad_offset) {
+  const int64_t plane = static_cast<int64_t>(g.part_h) * g.part_w, rows = g.R * g.classes;
+  at::parallel_for(0, rows, 64, [&](int64_t first, int64_t last) {
+    std::vector<T> sums(2 * plane);
+    for (int64_t row = first; row < last; ++row) {
+      std::fill(sums.begin(), sums.end(), T(0));
+      for (int64_t block = 0; block < channel_blocks; ++block) {
+        const T* share = grad_shares + (block * rows + row) * g.bins() * 2;
+        for (int i = 0; i < g.pooled_h; ++i) {
+          for (int j = 0; j < g.pooled_w; ++j, share += 2) {
+            const int64_t part = g.part_of_bin(i, j);
+            sums[part] += share[0];
+            sums[plane + part] += share[1];
           }
         }
       }
+      std::copy(sums.begin(), sums.end(), grad_offset + row * 2 * plane);
     }
   });
 }
 
-at::Tensor maps_of(const at::Tensor& input, const DeformRoiPoolGeometry& g) {
-  return input
-      .reshape({g.N, g.classes, g.per_class, g.group_cells(), static_cast<int64_t>(g.H) * g.W})
-      .permute({0, 1, 3, 4, 2})
-      .contiguous();
+// to[c * to_stride + r] = from[r * from_stride + c], in squares that stay in the L1 cache. Where
+// rows lie far apart, they may well compete for the same place in the cache: each is done with at
+// once.
+template <typename T>
+void transpose(int64_t rows, int64_t cols, const T* from, int64_t from_stride, T* to,
+               int64_t to_stride) {
+  constexpr int64_t kSquare = 16;
+  const auto copy = [&](int64_t r, int64_t c) {
+    to[c * to_stride + r] = from[r * from_stride + c];
+  };
+  for (int64_t r0 = 0; r0 < rows; r0 += kSquare) {
+    const int64_t r1 = std::min(r0 + kSquare, rows);
+    for (int64_t c0 = 0; c0 < cols; c0 += kSquare) {
+      const int64_t c1 = std::min(c0 + kSquare, cols);
+      if (rows < kSquare) {
+        for (int64_t r = r0; r < r1; ++r) {
+          for (int64_t c = c0; c < c1; ++c) copy(r, c);
+        }
+      } else {
+        for (int64_t c = c0; c < c1; ++c) {
+          for (int64_t r = r0; r < r1; ++r) copy(r, c);
+        }
+      }
+    }
+  }
 }
 
-at::Tensor bins_of(const at::Tensor& output, const DeformRoiPoolGeometry& g) {
-  return output.reshape({g.R, g.classes, g.per_class, g.bins()}).permute({1, 3, 0, 2}).contiguous();
+// Calls run(cells, offset in an input, stride of its channels, offset in maps) for parts of all
+// maps, each (per_class, cells) in the input and (cells, per_class) in maps.
+template <typename F>
+void for_each_map(const DeformRoiPoolGeometry& g, F run) {
+  constexpr int64_t kPart = 512;
+  const int64_t map_size = static_cast<int64_t>(g.H) * g.W, parts = at::divup(map_size, kPart);
+  at::parallel_for(
+      0, g.N * g.classes * g.group_cells() * parts, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t index = begin; index < end; ++index) {
+          const int64_t part = index % parts * kPart, map = index / parts;
+          const int64_t first = map / g.group_cells() * g.per_class * g.group_cells();
+          run(std::min(kPart, map_size - part), (first + map % g.group_cells()) * map_size + part,
+              g.group_cells() * map_size, (map * map_size + part) * g.per_class);
+        }
+      });
+}
+
+// Calls run(offset in an output, offset in bins, stride of bins) for all RoIs and classes, each
+// (per_class, bins) in the output and (bins, per_class) in bins.
+template <typename F>
+void for_each_roi(const DeformRoiPoolGeometry& g, F run) {
+  at::parallel_for(0, g.R * g.classes, 4, [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const int64_t n = index / g.classes, k = index % g.classes;
+      run(index * g.per_class * g.bins(), (k * g.bins() * g.R + n) * g.per_class,
+          g.R * g.per_class);
+    }
+  });
+}
+
+template <typename T>
+at::Tensor maps_of(const at::Tensor& input, const DeformRoiPoolGeometry& g) {
+  at::Tensor maps = at::empty(input.sizes(), input.options());
+  const T* from = input.const_data_ptr<T>();
+  T* to = maps.mutable_data_ptr<T>();
+  for_each_map(g, [&](int64_t cells, int64_t at, int64_t stride, int64_t map) {
+    transpose(g.per_class, cells, from + at, stride, to + map, g.per_class);
+  });
+  return maps;
 }
 
 at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,
@@ -249,16 +298,26 @@ at::Tensor deform_roi_pool_cpu(const at::Tensor& input, const at::Tensor& rois,
       kName, input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, group_size);
   // 16-bit values are computed in float32 and rounded once.
   const at::ScalarType dtype = at::toOpMathType(input.scalar_type());
-  const at::Tensor maps = maps_of(input.to(dtype), g), boxes = rois.to(dtype).contiguous();
+  const at::Tensor x = input.to(dtype).contiguous(), boxes = rois.to(dtype).contiguous();
   const at::Tensor moves = offset ? offset->to(dtype).contiguous() : at::Tensor();
-  const at::Tensor bins = at::empty({g.classes, g.bins(), g.R, g.per_class}, maps.options());
+  at::Tensor output = at::empty({g.R, g.D, g.pooled_h, g.pooled_w}, x.options());
   AT_DISPATCH_FLOATING_TYPES(dtype, kName, [&] {
-    pool(maps.const_data_ptr<scalar_t>(), boxes.const_data_ptr<scalar_t>(),
-         data_or_null<scalar_t>(moves), g, bins.mutable_data_ptr<scalar_t>());
+    const scalar_t* regions = boxes.const_data_ptr<scalar_t>();
+    const scalar_t* shifts = data_or_null<scalar_t>(moves);
+    scalar_t* out = output.mutable_data_ptr<scalar_t>();
+    if (g.per_class == 1) {
+      pool_planes(x.const_data_ptr<scalar_t>(), regions, shifts, g, out);
+      return;
+    }
+    const at::Tensor maps = maps_of<scalar_t>(x, g);
+    const at::Tensor bins = at::empty({g.classes, g.bins(), g.R, g.per_class}, x.options());
+    scalar_t* from = bins.mutable_data_ptr<scalar_t>();
+    pool_classes(maps.const_data_ptr<scalar_t>(), regions, shifts, g, from);
+    for_each_roi(g, [&](int64_t at, int64_t bin, int64_t stride) {
+      transpose(g.bins(), g.per_class, from + bin, stride, out + at, g.bins());
+    });
   });
-  at::Tensor output = at::empty({g.R, g.D, g.pooled_h, g.pooled_w}, input.options());
-  output.view({g.R, g.classes, g.per_class, g.bins()}).copy_(bins.permute({2, 0, 3, 1}));
-  return output;
+  return output.to(input.scalar_type());
 }
 
 std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
@@ -269,32 +328,46 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
       kName, input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, group_size);
   check_grad(kName, grad, g);
   const at::ScalarType dtype = at::toOpMathType(input.scalar_type());
-  const at::Tensor grad_bins = bins_of(grad.to(dtype), g), boxes = rois.to(dtype).contiguous();
-  const int64_t map_size = static_cast<int64_t>(g.H) * g.W;
-  at::Tensor grad_maps =
-      at::zeros({g.N, g.classes, g.group_cells(), map_size, g.per_class}, grad_bins.options());
-  at::Tensor maps, moves, shares, grad_offset;
+  const at::Tensor top = grad.to(dtype).contiguous(), x = input.to(dtype).contiguous();
+  const at::Tensor boxes = rois.to(dtype).contiguous();
+  const int64_t share_blocks = g.per_class == 1 ? 1 : channel_blocks(g);
+  at::Tensor moves, shares, grad_offset = at::empty({0}, x.options());
   if (offset) {
-    maps = maps_of(input.to(dtype), g);
     moves = offset->to(dtype).contiguous();
-    shares = at::zeros({channel_blocks(g), g.classes, g.bins(), g.R, 2}, maps.options());
-    grad_offset = at::zeros(offset->sizes(), maps.options());
+    shares = at::zeros({share_blocks, g.R, g.classes, g.bins(), 2}, x.options());
+    grad_offset = at::empty(offset->sizes(), x.options());
   }
+  at::Tensor grad_input = at::empty(input.sizes(), x.options());
   AT_DISPATCH_FLOATING_TYPES(dtype, kName, [&] {
-    pool_backward(grad_bins.const_data_ptr<scalar_t>(), data_or_null<scalar_t>(maps),
-                  boxes.const_data_ptr<scalar_t>(), data_or_null<scalar_t>(moves), g,
-                  grad_maps.mutable_data_ptr<scalar_t>(),
-                  offset ? shares.mutable_data_ptr<scalar_t>() : nullptr);
+    const scalar_t* grad_out = top.const_data_ptr<scalar_t>();
+    const scalar_t* regions = boxes.const_data_ptr<scalar_t>();
+    const scalar_t* shifts = data_or_null<scalar_t>(moves);
+    scalar_t* grad_shares = offset ? shares.mutable_data_ptr<scalar_t>() : nullptr;
+    scalar_t* grad_in = grad_input.mutable_data_ptr<scalar_t>();
+    if (g.per_class == 1) {
+      pool_planes_backward(grad_out, x.const_data_ptr<scalar_t>(), regions, shifts, g, grad_in,
+                           grad_shares);
+    } else {
+      const at::Tensor grad_bins = at::empty({g.classes, g.bins(), g.R, g.per_class}, x.options());
+      scalar_t* grad_bin = grad_bins.mutable_data_ptr<scalar_t>();
+      for_each_roi(g, [&](int64_t at, int64_t bin, int64_t stride) {
+        transpose(g.per_class, g.bins(), grad_out + at, g.bins(), grad_bin + bin, stride);
+      });
+      const at::Tensor maps = offset ? maps_of<scalar_t>(x, g) : at::Tensor();
+      const at::Tensor grad_maps = at::zeros(input.sizes(), x.options());
+      scalar_t* grad_map = grad_maps.mutable_data_ptr<scalar_t>();
+      pool_classes_backward(grad_bin, data_or_null<scalar_t>(maps), regions, shifts, g, grad_map,
+                            grad_shares);
+      for_each_map(g, [&](int64_t cells, int64_t at, int64_t stride, int64_t map) {
+        transpose(cells, g.per_class, grad_map + map, g.per_class, grad_in + at, stride);
+      });
+    }
     if (offset) {
-      sum_offset_shares(shares.const_data_ptr<scalar_t>(), g,
-                        grad_offset.mutable_data_ptr<scalar_t>());
+      sum_offset_shares(grad_shares, share_blocks, g, grad_offset.mutable_data_ptr<scalar_t>());
     }
   });
-  at::Tensor grad_input = at::empty(input.sizes(), input.options());
-  grad_input.view({g.N, g.classes, g.per_class, g.group_cells(), map_size})
-      .copy_(grad_maps.permute({0, 1, 4, 2, 3}));
-  return {grad_input,
-          offset ? grad_offset.to(offset->scalar_type()) : at::empty({0}, input.options())};
+  return {grad_input.to(input.scalar_type()),
+          grad_offset.to(offset ? offset->scalar_type() : input.scalar_type())};
 }
 
 }  // namespace
