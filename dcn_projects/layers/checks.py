@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, _check
 
 LARGEST_GRID = 1 << 15
+INT_MAX = (1 << 31) - 1
 
 
 def check_deform_conv(
@@ -75,6 +76,14 @@ def check_deform_conv(
             f"stride {list(stride)}, padding {list(padding)}, dilation {list(dilation)}"
         ),
     )
+    _check(
+        max(*stride, *padding, *dilation) <= INT_MAX,
+        lambda: (
+            "deform_conv: sizes, stride, padding and dilation must be less than 2^31, got input "
+            f"{shape}, weight {kernel}, stride {list(stride)}, padding {list(padding)}, dilation "
+            f"{list(dilation)}"
+        ),
+    )
     out = [
         (size[i] + 2 * padding[i] - dilation[i] * (taps[i] - 1) - 1) // stride[i] + 1
         for i in range(2)
@@ -88,6 +97,16 @@ def check_deform_conv(
                     f"{max(out[0], 0)} x {max(out[1], 0)}) for input {shape} and weight {kernel}"
                 ),
             )
+
+    # On a symbolic size this would be a guard that narrows what can be exported.
+    if all(isinstance(length, int) for length in size):
+        _check(
+            (size[0] + 2 * padding[0] + 2) * (size[1] + 2 * padding[1] + 2) < INT_MAX,
+            lambda: (
+                f"deform_conv: one padded map must have less than 2^31 pixels, got {shape} "
+                f"with padding {list(padding)}"
+            ),
+        )
 
     K, got = taps[0] * taps[1], list(offset.shape)
     _check(
