@@ -7,6 +7,7 @@ def add_dcn_config(cfg: CN) -> None:
     """Add every key of this project to a detectron2 config, in place, with its default."""
     add_deform_resnet_config(cfg)
     add_rfcn_config(cfg)
+    add_box_head_config(cfg)
     add_ohem_config(cfg)
     add_solver_config(cfg)
 
@@ -37,6 +38,23 @@ def add_rfcn_config(cfg: CN) -> None:
     # stands for. Both only used by deformable pooling.
     cfg.MODEL.RFCN.SAMPLING_RATIO = 4
     cfg.MODEL.RFCN.GAMMA = 0.1
+
+
+def add_box_head_config(cfg: CN) -> None:
+    """
+    Keys of `MXNetROIHeads`: Faster R-CNN with two fully connected layers and FPN, as in the MXNet
+    code of Deformable ConvNets (arXiv 1703.06211). ROI_BOX_HEAD.POOLER_TYPE is there "ROIPool", the
+    maximum with the original's rounding, or "DeformROIPool". The latter takes
+    POOLER_SAMPLING_RATIO samples along each side of a bin.
+    """
+    # Channels of the 1x1 convolution between feature map and RoI pooling; 0 has none.
+    cfg.MODEL.ROI_BOX_HEAD.REDUCED_DIM = 0
+    # gamma of DeformROIPool: the fraction of the RoI size that an offset of 1 stands for.
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_GAMMA = 0.1
+    # Where fewer RoIs than BATCH_SIZE_PER_IMAGE can be sampled, fill up with more background: any
+    # RoIs that are not foreground, also those below a lower bound of the background's IoU, which
+    # IOU_THRESHOLDS [low, 0.5] and IOU_LABELS [-1, 0, 1] set.
+    cfg.MODEL.ROI_HEADS.FILL_BATCH = False
 
 
 def add_ohem_config(cfg: CN) -> None:

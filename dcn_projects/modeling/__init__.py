@@ -5,14 +5,19 @@ from .backbone import (
     build_deform_resnet_fpn_backbone,
 )
 from .meta_arch import RFCN
+from .poolers import DeformROIPooler, MaxROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
-from .roi_heads import OHEMFastRCNNOutputLayers, RFCNROIHeads
+from .roi_heads import MXNetBoxHead, MXNetROIHeads, OHEMFastRCNNOutputLayers, RFCNROIHeads
 
 __all__ = [
     "DeformBottleneckBlock",
+    "DeformROIPooler",
     "MXNetAnchorGenerator",
+    "MXNetBoxHead",
+    "MXNetROIHeads",
     "MXNetRPN",
     "MXNetRPNHead",
+    "MaxROIPooler",
     "OHEMFastRCNNOutputLayers",
     "RFCN",
     "RFCNROIHeads",

@@ -1,4 +1,12 @@
+from .box_head import MXNetBoxHead
+from .mxnet_heads import MXNetOutputLayers, MXNetROIHeads
 from .ohem import OHEMFastRCNNOutputLayers
 from .rfcn import RFCNROIHeads
 
-__all__ = ["OHEMFastRCNNOutputLayers", "RFCNROIHeads"]
+__all__ = [
+    "MXNetBoxHead",
+    "MXNetOutputLayers",
+    "MXNetROIHeads",
+    "OHEMFastRCNNOutputLayers",
+    "RFCNROIHeads",
+]

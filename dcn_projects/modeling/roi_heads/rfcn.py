@@ -8,26 +8,17 @@ from torch import Tensor
 
 from dcn_projects.layers import DeformROIPool, PSROIPool
 
-from ..box_clipping import clip_to_a_pixel
-from .ohem import OHEMFastRCNNOutputLayers
+from .mxnet_heads import MXNetOutputLayers
 
 __all__ = ["RFCNROIHeads"]
 
 
-class RFCNOutputs(OHEMFastRCNNOutputLayers):
-    """
-    Losses and inference of Fast R-CNN on votes, which need no layer of their own. Boxes are
-    clipped as in the original.
-    """
+class RFCNOutputs(MXNetOutputLayers):
+    """Losses and inference of Fast R-CNN on votes, which need no layer of their own."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         del self.cls_score, self.bbox_pred
-
-    def predict_boxes(self, predictions, proposals):
-        """As in FastRCNNOutputLayers: a list of (R, 4), clipped to the image of each."""
-        boxes = super().predict_boxes(predictions, proposals)
-        return [clip_to_a_pixel(b, p.image_size) for b, p in zip(boxes, proposals)]
 
 
 @ROI_HEADS_REGISTRY.register()
