@@ -90,7 +90,7 @@ class OffsetROIPool(nn.Module):
         rois = rois.to(torch.promote_types(input.dtype, rois.dtype))
         offset = self.offset_fc(self.pool(input, rois).flatten(1))
         offset = offset.view(-1, 2, *self.pool.output_size)  # a plane of x, a plane of y
-        return self.pool(input, rois, offset.to(rois.dtype))
+        return self.pool(input, rois, offset)
 
 
 class MaxROIPooler(ROIPooler):

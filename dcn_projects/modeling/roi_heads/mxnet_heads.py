@@ -34,7 +34,7 @@ class MXNetOutputLayers(OHEMFastRCNNOutputLayers):
 class MXNetROIHeads(StandardROIHeads):
     """
     detectron2's heads with the box branch of the MXNet code of Deformable ConvNets: Faster R-CNN
-    with two fully connected layers (arXiv 1703.06211, Sec. 3.2), on the dilated res5, which a 1x1
+    with two fully connected layers (arXiv 1703.06211, Sec. 2.3), on the dilated res5, which a 1x1
     convolution narrows first, or on a feature pyramid without it. RoI pooling is that of the
     original, plain or deformable (`build_box_pooler`).
     """
