@@ -41,7 +41,7 @@ DCN_HOST_DEVICE void sum_fours(const T* fours, T* sums) {
 template <typename T>
 DCN_HOST_DEVICE void read_bins_body(const BinWindows<T>& w, const T* map, int W, T* scratch,
                                     T* out) {
-  using Cells = typename Four<T>::type;
+  using Cells = FourCells<T>;
   const T* row_weights = w.rows.weight.data();
   cells_last(w.cols.weight.data(), w.cols.weight.size(), scratch);
   T fours[4 * kLanes], sums[kLanes];
@@ -50,18 +50,16 @@ DCN_HOST_DEVICE void read_bins_body(const BinWindows<T>& w, const T* map, int W,
     const T* first = map + static_cast<int64_t>(w.rows.first[lane]) * W + w.cols.first[lane];
     Cells sum = {};
     for (int c = 0; c < cols; c += 4) {
-      Cells col_weight;
-      load_four(scratch + c * kLanes + 4 * lane, col_weight);
+      const Cells col_weight = load_vector<Cells>(scratch + c * kLanes + 4 * lane);
       for (int r0 = 0; r0 < rows; r0 += 4) {
         for (int r = r0; r < r0 + 4; ++r) {
-          Cells cells;
-          load_four(first + static_cast<int64_t>(r) * W + c, cells);
+          const Cells cells = load_vector<Cells>(first + static_cast<int64_t>(r) * W + c);
           const Cells weight = row_weights[r * kLanes + lane] * col_weight;
           sum += weight * (weight != 0 ? cells : Cells{});
         }
       }
     }
-    store_four(sum, fours + 4 * lane);
+    store_vector(fours + 4 * lane, sum);
   }
   sum_fours(fours, sums);
 #pragma omp simd
@@ -76,7 +74,7 @@ DCN_HOST_DEVICE void read_bins_body(const BinWindows<T>& w, const T* map, int W,
 template <typename T>
 DCN_HOST_DEVICE void spread_bins_body(const BinWindows<T>& w, const T* grad, const T* map, int W,
                                       T* scratch, T* grad_map, T* grad_y, T* grad_x) {
-  using Cells = typename Four<T>::type;
+  using Cells = FourCells<T>;
   const T *row_weights = w.rows.weight.data(), *row_slopes = w.rows.slope.data();
   const int64_t size = w.cols.weight.size();
   cells_last(w.cols.weight.data(), size, scratch);
@@ -92,28 +90,25 @@ DCN_HOST_DEVICE void spread_bins_body(const BinWindows<T>& w, const T* grad, con
     const int64_t first = static_cast<int64_t>(w.rows.first[lane]) * W + w.cols.first[lane];
     Cells sum_y = {}, sum_x = {};
     for (int c = 0; c < cols; c += 4) {
-      Cells col_weight, col_slope;
-      load_four(scratch + c * kLanes + 4 * lane, col_weight);
-      load_four(scratch + size + c * kLanes + 4 * lane, col_slope);
+      const Cells col_weight = load_vector<Cells>(scratch + c * kLanes + 4 * lane);
+      const Cells col_slope = load_vector<Cells>(scratch + size + c * kLanes + 4 * lane);
       for (int r0 = 0; r0 < rows; r0 += 4) {
         for (int r = r0; r < r0 + 4; ++r) {
           const int64_t at = first + static_cast<int64_t>(r) * W + c;
           const T row_weight = row_weights[r * kLanes + lane];
-          Cells cells, grad_cells;
-          load_four(map + at, cells);
-          load_four(grad_map + at, grad_cells);
           const Cells weight = row_weight * col_weight;
           const auto reads = weight != 0;
-          cells = reads ? cells : Cells{};
-          grad_cells += reads ? shares[lane] * weight : Cells{};
-          store_four(grad_cells, grad_map + at);
+          const Cells cells = reads ? load_vector<Cells>(map + at) : Cells{};
+          const Cells grad_cells =
+              load_vector<Cells>(grad_map + at) + (reads ? shares[lane] * weight : Cells{});
+          store_vector(grad_map + at, grad_cells);
           sum_y += row_slopes[r * kLanes + lane] * col_weight * cells;
           sum_x += row_weight * col_slope * cells;
         }
       }
     }
-    store_four(sum_y, fours_y + 4 * lane);
-    store_four(sum_x, fours_x + 4 * lane);
+    store_vector(fours_y + 4 * lane, sum_y);
+    store_vector(fours_x + 4 * lane, sum_x);
   }
   sum_fours(fours_y, grad_y);
   sum_fours(fours_x, grad_x);

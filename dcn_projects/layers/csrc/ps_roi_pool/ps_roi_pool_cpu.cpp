@@ -99,13 +99,12 @@ T area(const CellRange& rows, const CellRange& cols) {
 
 template <typename T>
 T mean_of_bin(const T* map, int W, const CellRange& rows, const CellRange& cols) {
-  using Cells = typename Four<T>::type;
+  using Cells = FourCells<T>;
   Cells sum = {};
   for (int c = cols.begin; c < cols.end; c += 4) {
     Cells all = {};
     for (int r = rows.begin; r < rows.end; ++r) {
-      Cells cells;
-      load_four(map + static_cast<int64_t>(r) * W + c, cells);
+      const Cells cells = load_vector<Cells>(map + static_cast<int64_t>(r) * W + c);
       all += cells;
     }
     for (int q = 0; q < 4; ++q) sum[q] += q < cols.end - c ? all[q] : T(0);
@@ -116,17 +115,15 @@ T mean_of_bin(const T* map, int W, const CellRange& rows, const CellRange& cols)
 
 template <typename T>
 void spread_over_bin(T grad, int W, const CellRange& rows, const CellRange& cols, T* grad_map) {
-  using Cells = typename Four<T>::type;
+  using Cells = FourCells<T>;
   const T share = grad / area<T>(rows, cols);
   for (int c = cols.begin; c < cols.end; c += 4) {
     Cells shares;
     for (int q = 0; q < 4; ++q) shares[q] = q < cols.end - c ? share : T(0);
     for (int r = rows.begin; r < rows.end; ++r) {
       T* at = grad_map + static_cast<int64_t>(r) * W + c;
-      Cells cells;
-      load_four(at, cells);
-      cells += shares;
-      store_four(cells, at);
+      const Cells cells = load_vector<Cells>(at) + shares;
+      store_vector(at, cells);
     }
   }
 }
