@@ -245,3 +245,43 @@ def roi_pool_tensors(case, device):
     for name in tensors.keys() - {"input"}:
         tensors[name] = tensors[name].repeat(case["copies"], *[1] * (tensors[name].dim() - 1))
     return finish(case, tensors, device)
+
+
+@st.composite
+def soft_nms_cases(draw):
+    return {
+        "R": draw(st.integers(0, 70)),
+        "classes": draw(st.integers(1, 4)),
+        "span": draw(st.sampled_from([5, 60, 1000])),  # small: all boxes overlap
+        "wild": draw(st.sampled_from([0.0, 0.2])),
+        "copies": draw(st.integers(1, 2)),
+        "own_boxes": draw(st.booleans()),
+        "threads": draw(st.sampled_from([1, 3])),
+        "seed": draw(seeds),
+        "numbers": {
+            "method": draw(st.sampled_from(["linear", "gaussian", "hard"])),
+            "sigma": draw(st.sampled_from([0.01, 0.5, 10.0])),
+            "iou_threshold": draw(st.sampled_from([0.0, 0.3, 0.7, 1.0])),
+            "score_threshold": draw(st.sampled_from([0.0, 0.001, 0.3])),
+            "max_per_class": draw(st.sampled_from([None, 1, 10])),
+        },
+    }
+
+
+def soft_nms_tensors(case, device):
+    """
+    Returns:
+        boxes (R, 4) or (R, K * 4), scores (R, K), float64. Copies of a box have scores of their
+        own: which of two equal ones is taken first may depend on the last bit.
+    """
+    generator = torch.Generator().manual_seed(case["seed"])
+    R, K = case["R"], case["classes"]
+    own = K if case["own_boxes"] else 1
+    boxes = torch.rand(R, own, 4, generator=generator, dtype=torch.float64)
+    boxes[..., 2:] = boxes[..., :2] * case["span"] + 30 * boxes[..., 2:] - 1  # some are reversed
+    boxes[..., :2] *= case["span"]
+    wild = torch.rand(boxes.shape, generator=generator) < case["wild"] / 4
+    choice = torch.randint(3, boxes.shape, generator=generator)  # NaN, Inf, -Inf
+    boxes = torch.where(wild, WILD[choice], boxes).repeat(case["copies"], 1, 1)
+    scores = torch.rand(len(boxes), K, generator=generator, dtype=torch.float64) - 0.1
+    return boxes.flatten(1).to(device), scores.to(device)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dcn_projects.layers import deform_conv, deform_roi_pool, ps_roi_pool
+from dcn_projects.layers import deform_conv, deform_roi_pool, multiclass_soft_nms, ps_roi_pool
 from tests.devices import DEVICES
 from tests.layers import cases, reference
 
@@ -118,11 +118,26 @@ def check_deform_roi_pool(case, device):
     check_roi_pool(deform_roi_pool, reference.deform_roi_pool, case, device)
 
 
+def check_soft_nms(case, device):
+    torch.set_num_threads(case["threads"])
+    boxes, scores = cases.soft_nms_tensors(case, device)
+    actual = multiclass_soft_nms(boxes, scores, **case["numbers"]).cpu()
+    expected = torch.zeros_like(scores, device="cpu")
+    for k in range(scores.shape[1]):
+        own = boxes[:, 4 * k : 4 * k + 4] if case["own_boxes"] else boxes
+        own = own.cpu().clone()
+        own[~own.isfinite().all(1)] = torch.tensor([1.0, 1, 0, 0]).double()  # overlap none
+        indices, values = reference.soft_nms(own, scores[:, k], **case["numbers"])
+        expected[indices, k] = torch.tensor(values, dtype=torch.float64)
+    assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
 # The check, its cases, and how many of them a short run has.
 CHECKS = {
     "deform_conv": (check_deform_conv, cases.deform_conv_cases(), 500),
     "ps_roi_pool": (check_ps_roi_pool, cases.roi_pool_cases(deformable=False), 200),
     "deform_roi_pool": (check_deform_roi_pool, cases.roi_pool_cases(deformable=True), 200),
+    "soft_nms": (check_soft_nms, cases.soft_nms_cases(), 200),
 }
 
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from dcn_projects.layers import deform_conv, deform_roi_pool, ps_roi_pool
+from dcn_projects.layers import deform_conv, deform_roi_pool, multiclass_soft_nms, ps_roi_pool
 from tests.devices import DEVICES
 
 THREADS = 8
@@ -30,6 +30,7 @@ def calls(device, dtype, seed):
         rand(70),
     )
     small = rand(70, 36, 3, 3)
+    boxes, scores = rand(300, 4).detach() * 50, rand(300, 5).detach()
 
     def forward_backward(function, *tensors):
         def call():
@@ -55,6 +56,7 @@ def calls(device, dtype, seed):
         "deform_roi_pool with all channels": forward_backward(
             lambda t: deform_roi_pool(t, rois, None, 3, 1 / 4), input
         ),
+        "soft_nms": lambda: [multiclass_soft_nms(boxes, scores)],
     }
 
 
