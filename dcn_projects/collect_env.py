@@ -84,8 +84,8 @@ def kernels() -> list[tuple[str, str, str]]:
 
 
 # The self test needs no other implementation: where all offsets are the same, a deformable operator
-# is a plain one on a map that has been moved, by `move` (y, x) of 0 to 1 cells; and three scores
-# can be computed by hand.
+# is a plain one on a map that has been moved. `move` is (y, x), in cells, from 0 to 1. Soft-NMS of
+# three boxes can be computed by hand.
 ROI = [[0.0, 4, 4, 12, 12]]
 
 

@@ -280,7 +280,6 @@ def check_soft_nms(
         _check(
             fits, lambda: f"soft_nms: the {N} scores are no multiple of the number of boxes, {B}"
         )
-    _check(N <= 1 << 30, lambda: f"soft_nms: takes at most 2^30 scores, got {N}")
     dtype, device = scores.dtype, scores.device
     _check(
         dtype in (torch.float32, torch.float64),

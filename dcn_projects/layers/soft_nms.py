@@ -41,7 +41,7 @@ def soft_nms(
         tuple[Tensor, Tensor]: indices (M,) of the boxes taken, int64, in the order of their new
             scores, which are never ascending; and these scores (M,). They are float64 if boxes or
             scores are, else float32, with autocast or without: that is also what is computed in.
-            Nothing here has a gradient
+            Nothing here has a gradient: the results are detached, constants to `torch.func` too
     Raises:
         RuntimeError: if shapes, dtypes, devices or numbers do not fit; under `torch.vmap`
     """
@@ -136,7 +136,7 @@ def _check_rows(boxes: Tensor, other: Tensor, name: str) -> None:
 
 def _rescore(boxes: Tensor, scores: Tensor, *arguments) -> Tensor:
     # Few of the numbers between two ranks are left in 16 bits, and few pixels of a large image.
-    dtype = torch.promote_types(torch.promote_types(boxes.dtype, scores.dtype), torch.float32)
+    dtype = torch.float64 if torch.float64 in (boxes.dtype, scores.dtype) else torch.float32
     boxes, scores = (
         t.detach().to(dtype) if t.is_floating_point() else t.detach() for t in (boxes, scores)
     )

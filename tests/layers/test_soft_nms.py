@@ -1,5 +1,7 @@
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.testing import assert_close
 from torchvision.ops import batched_nms, nms
 
@@ -317,28 +319,88 @@ def test_scores_outside_the_classes_are_not_taken():
     assert taken[4:9].any() and not taken[:4].any() and not taken[9:].any()
 
 
-def test_no_gradient():
+def test_results_are_constants_to_derivatives():
     boxes, scores = make_boxes(20).requires_grad_(), make_scores(20, 3).requires_grad_()
-    assert not multiclass_soft_nms(boxes, scores).requires_grad
+    taken = multiclass_soft_nms(boxes, scores)
+    assert not taken.requires_grad
     assert not soft_nms(boxes, scores[:, 0])[1].requires_grad
+    boxes, scores = boxes.detach(), scores.detach()
+
+    def loss(boxes, scores):
+        return (scores * multiclass_soft_nms(boxes, scores)).sum() + boxes.sum()
+
+    expected = torch.ones_like(boxes), taken
+    assert_close(torch.func.grad(loss, (0, 1))(boxes, scores), expected)
+    assert_close(torch.func.jacrev(loss, (0, 1))(boxes, scores), expected)
+    tangent = torch.func.jvp(loss, (boxes, scores), (boxes, scores))[1]
+    assert_close(tangent, (scores * taken).sum() + boxes.sum())
+    second = torch.func.grad(lambda s: torch.func.grad(loss, 1)(boxes, s).square().sum())(scores)
+    assert not second.any()
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiles_without_a_graph_break(dynamic):
-    boxes, scores = make_boxes(50), make_scores(50, 3)
-    compiled = torch.compile(
-        multiclass_soft_nms, fullgraph=True, backend="aot_eager", dynamic=dynamic
+# The boxes of R boxes and 3 classes.
+LAYOUTS = [make_boxes, lambda R: make_boxes(3 * R).view(R, 12)]
+
+
+class Heads(torch.nn.Module):
+    def forward(self, boxes, scores):
+        return multiclass_soft_nms(boxes, scores, "linear", max_per_class=9)
+
+
+@pytest.mark.parametrize("boxes_of", LAYOUTS)
+def test_compiles_once_for_all_sizes(boxes_of):
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(Heads(), fullgraph=True, dynamic=True, backend=counter)
+    counts = []
+    for R in (50, 30, 7, 200):
+        inputs = boxes_of(R), make_scores(R, 3)
+        assert torch.equal(compiled(*inputs), Heads()(*inputs))
+        counts.append(counter.frame_count)
+    # PyTorch may try more than once before the first call, but never again.
+    assert counts[0] > 0 and counts[1:] == counts[:1] * 3
+
+
+@pytest.mark.parametrize("boxes_of", LAYOUTS)
+def test_export_with_dynamic_sizes(boxes_of, tmp_path):
+    R = torch.export.Dim("R")
+    program = torch.export.export(
+        Heads(),
+        (boxes_of(50), make_scores(50, 3)),
+        dynamic_shapes={"boxes": {0: R}, "scores": {0: R}},
     )
-    for R in (50, 30):
-        expected = multiclass_soft_nms(boxes[:R], scores[:R], "linear", max_per_class=9)
-        actual = compiled(boxes[:R], scores[:R], "linear", max_per_class=9)
-        assert torch.equal(actual, expected)
+    torch.export.save(program, tmp_path / "heads.pt2")
+    loaded = torch.export.load(tmp_path / "heads.pt2").module()
+    for R in (50, 7, 200):
+        inputs = boxes_of(R), make_scores(R, 3)
+        assert torch.equal(loaded(*inputs), Heads()(*inputs))
+
+
+@pytest.mark.parametrize("own_boxes", [False, True])
+def test_no_silent_mix_of_devices(own_boxes):
+    boxes, scores = make_boxes(9).repeat(1, 3 if own_boxes else 1), make_scores(9, 3)
+    metas = boxes.to("meta"), scores.to("meta")
+    out = multiclass_soft_nms(*metas)
+    assert (out.shape, out.dtype, out.device.type) == ((9, 3), torch.float64, "meta")
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(t) for t in (boxes, scores)]
+        # Not Tensor.to("cuda"), which PyTorch 2.4 refuses where there is no GPU.
+        on_cuda = [FakeTensor(mode, t, "cuda:0") for t in metas]
+        assert multiclass_soft_nms(*on_cuda).device.type == "cuda"
+    for b, s in [(boxes, metas[1]), (metas[0], scores)]:
+        with pytest.raises(RuntimeError, match="must be on the device of scores .*(meta|cpu)"):
+            multiclass_soft_nms(b, s)
+    for b, s in [(fakes[0], on_cuda[1]), (on_cuda[0], fakes[1])]:
+        with mode, pytest.raises(RuntimeError, match="must be on the device of .*(cuda:0|cpu)"):
+            multiclass_soft_nms(b, s)
 
 
 def test_refuses_vmap():
     for function, scores in [
         (soft_nms, make_scores(2, 9)),
         (multiclass_soft_nms, make_scores(2, 9, 3)),
+        (lambda b, s: batched_soft_nms(b, s, torch.arange(9)), make_scores(2, 9)),
+        (torch.func.grad(lambda b, s: multiclass_soft_nms(b, s).sum()), make_scores(2, 9, 3)),
     ]:
         with pytest.raises(RuntimeError, match="soft_nms: there is no vmap"):
             torch.vmap(function)(make_boxes(18).view(2, 9, 4), scores)
@@ -364,7 +426,7 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("device", [*DEVICES, "meta"])
 @pytest.mark.parametrize("change,message", ERRORS, ids=str)
 def test_errors_quote_what_came(device, change, message):
     arguments = {"boxes": make_boxes(9), "scores": make_scores(9), **change}
