@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from dcn_projects.layers import DeformConv, ModulatedDeformConv, deform_conv
 from dcn_projects.layers.library import COMPILED
-from tests.devices import CUDA, DEVICES, needs_memory
+from tests.devices import CUDA, DEVICES, large_zeros, needs_memory
 from tests.layers import reference
 
 GOLDENS = Path(__file__).parents[1] / "goldens/mxnet_ops"
@@ -495,7 +495,7 @@ def test_input_of_more_than_2_31_elements(device):
     needs_memory(device, 15 if device == "cpu" else 28)
     # The last channel and pixel of the last image, in 16 bits: 11 x 3 x 8192 x 8192 elements.
     side = 2**13
-    input = torch.zeros(11, 3, side, side, dtype=torch.bfloat16, device=device)
+    input = large_zeros(11, 3, side, side, dtype=torch.bfloat16, device=device)
     input[-1, -1, -1, -1] = 1
     weight = torch.tensor([1.0, 2.0, 4.0], dtype=torch.bfloat16, device=device).view(1, 3, 1, 1)
     offset = torch.zeros(11, 2, 2, 2, device=device)

@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from dcn_projects.layers import DeformROIPool, deform_roi_pool
-from tests.devices import CUDA, DEVICES, needs_memory
+from tests.devices import CUDA, DEVICES, large_zeros, needs_memory
 from tests.layers import reference
 from tests.layers.rois import ROIS, SCALE
 
@@ -525,7 +525,7 @@ def test_error_names_devices(device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_input_of_more_than_2_31_elements(device):
     needs_memory(device, 12)
-    input = torch.zeros(2, 12, 9464, 9464, device=device)
+    input = large_zeros(2, 12, 9464, 9464, device=device)
     assert input.numel() > 2**31
     input[-1, -1, -1, -1] = 1
     rois = torch.tensor([[1, 9462.0, 9462, 9464, 9464]], device=device)
