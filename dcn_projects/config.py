@@ -9,6 +9,7 @@ def add_dcn_config(cfg: CN) -> None:
     add_rfcn_config(cfg)
     add_box_head_config(cfg)
     add_ohem_config(cfg)
+    add_soft_nms_config(cfg)
     add_solver_config(cfg)
 
 
@@ -61,6 +62,21 @@ def add_ohem_config(cfg: CN) -> None:
     """Online hard example mining (arXiv 1604.03540)."""
     # RoIs kept per image: those of the largest loss. 0 keeps all that were sampled.
     cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM = 0
+
+
+def add_soft_nms_config(cfg: CN) -> None:
+    """
+    Soft-NMS (arXiv 1704.04503) of the detections, in the box heads of this project. It takes
+    scores above SCORE_THRESH_TEST, and TEST.DETECTIONS_PER_IMAGE are kept.
+    """
+    # "hard": drop boxes whose IoU with a better one of their class is above NMS_THRESH_TEST;
+    # "linear": multiply their score by 1 - IoU;
+    # "gaussian": multiply the score of every box by exp(-IoU^2 / SOFT_NMS_SIGMA).
+    cfg.MODEL.ROI_HEADS.NMS_TYPE = "hard"
+    # 0.5 in the paper, 0.6 in the MXNet code of Deformable ConvNets.
+    cfg.MODEL.ROI_HEADS.SOFT_NMS_SIGMA = 0.5
+    # "linear" and "gaussian" drop a box whose score falls to this or below.
+    cfg.MODEL.ROI_HEADS.SOFT_NMS_SCORE_THRESH = 0.001
 
 
 def add_solver_config(cfg: CN) -> None:

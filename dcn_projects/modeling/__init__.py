@@ -7,7 +7,14 @@ from .backbone import (
 from .meta_arch import RFCN
 from .poolers import DeformROIPooler, MaxROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
-from .roi_heads import MXNetBoxHead, MXNetROIHeads, OHEMFastRCNNOutputLayers, RFCNROIHeads
+from .roi_heads import (
+    MXNetBoxHead,
+    MXNetROIHeads,
+    OHEMFastRCNNOutputLayers,
+    RFCNROIHeads,
+    SoftNMSFastRCNNOutputLayers,
+    SoftNMSROIHeads,
+)
 
 __all__ = [
     "DeformBottleneckBlock",
@@ -21,6 +28,8 @@ __all__ = [
     "OHEMFastRCNNOutputLayers",
     "RFCN",
     "RFCNROIHeads",
+    "SoftNMSFastRCNNOutputLayers",
+    "SoftNMSROIHeads",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
 ]

@@ -1,4 +1,5 @@
 from .box_head import MXNetBoxHead
+from .fast_rcnn import SoftNMSFastRCNNOutputLayers, SoftNMSROIHeads
 from .mxnet_heads import MXNetOutputLayers, MXNetROIHeads
 from .ohem import OHEMFastRCNNOutputLayers
 from .rfcn import RFCNROIHeads
@@ -9,4 +10,6 @@ __all__ = [
     "MXNetROIHeads",
     "OHEMFastRCNNOutputLayers",
     "RFCNROIHeads",
+    "SoftNMSFastRCNNOutputLayers",
+    "SoftNMSROIHeads",
 ]

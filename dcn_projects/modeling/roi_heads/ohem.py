@@ -1,13 +1,14 @@
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from fvcore.nn import smooth_l1_loss
+
+from .fast_rcnn import SoftNMSFastRCNNOutputLayers
 
 __all__ = ["OHEMFastRCNNOutputLayers"]
 
 
-class OHEMFastRCNNOutputLayers(FastRCNNOutputLayers):
+class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
     """
     detectron2's outputs, whose losses see only the hardest RoIs of each image: online hard example
     mining (arXiv 1604.03540) in the form of R-FCN (arXiv 1605.06409, Sec. 2), without NMS among
