@@ -23,13 +23,17 @@ from detectron2.data import (
 )
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, defaults
 from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
-from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils import comm
 
 from dcn_projects import add_dcn_config
 from dcn_projects.checkpoint import check_weights
 from dcn_projects.data import CheckedDatasetMapper, check_datasets
 from dcn_projects.engine import launch
+from dcn_projects.modeling import MultiScaleTTA
+from dcn_projects.modeling.box_nms import soft_nms_options
+from dcn_projects.modeling.test_time_augmentation import augmentation_options
 from dcn_projects.solver import build_optimizer
 
 # detectron2 passes the index of a GPU, which a model on the CPU must not be given. With None,
@@ -51,6 +55,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         mapper = CheckedDatasetMapper(cfg, is_train=False)
+        if cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.MERGE == "raw":  # scales are made from the file
+            mapper = CheckedDatasetMapper(cfg, is_train=False, augmentations=[])
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     @classmethod
@@ -66,7 +72,7 @@ class Trainer(DefaultTrainer):
         results are also written to OUTPUT_DIR/results.json.
         """
         if cfg.TEST.AUG.ENABLED:
-            model = GeneralizedRCNNWithTTA(cfg, model)
+            model = MultiScaleTTA(cfg, model)
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as f:
@@ -88,6 +94,7 @@ def setup(args):
             print(f"No GPU: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}.")
             cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
+        check_testing(cfg)
         check_files(cfg, args)
     except OSError as e:
         sys.exit(f"error: {e}")
@@ -95,6 +102,22 @@ def setup(args):
         message = " ".join(str(e.args[0] if isinstance(e, KeyError) else e).split())
         sys.exit(f"error: {args.config_file} {' '.join(args.opts)}: {message}")
     return cfg
+
+
+def check_testing(cfg):
+    """Raises ValueError if NMS or test-time augmentation cannot be done as the config says."""
+    soft_nms_options(cfg)
+    keys = cfg.MODEL.ROI_HEADS
+    heads = ROI_HEADS_REGISTRY.get(keys.NAME)
+    if keys.NMS_TYPE != "hard" and heads.__module__.startswith("detectron2."):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NMS_TYPE {keys.NMS_TYPE}: {keys.NAME} of detectron2 has hard NMS "
+            "only. For Faster and Mask R-CNN take MODEL.ROI_HEADS.NAME SoftNMSROIHeads"
+        )
+    if cfg.TEST.AUG.ENABLED:
+        raw = augmentation_options(cfg)["raw"]
+        if raw and issubclass(heads, CascadeROIHeads):
+            raise ValueError(f"TEST.AUG.MERGE raw: {keys.NAME} has no single box head to ask")
 
 
 def check_files(cfg, args):

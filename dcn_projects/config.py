@@ -10,6 +10,7 @@ def add_dcn_config(cfg: CN) -> None:
     add_box_head_config(cfg)
     add_ohem_config(cfg)
     add_soft_nms_config(cfg)
+    add_test_augmentation_config(cfg)
     add_solver_config(cfg)
 
 
@@ -77,6 +78,20 @@ def add_soft_nms_config(cfg: CN) -> None:
     cfg.MODEL.ROI_HEADS.SOFT_NMS_SIGMA = 0.5
     # "linear" and "gaussian" drop a box whose score falls to this or below.
     cfg.MODEL.ROI_HEADS.SOFT_NMS_SCORE_THRESH = 0.001
+
+
+def add_test_augmentation_config(cfg: CN) -> None:
+    """
+    Keys of `MultiScaleTTA`, beside detectron2's own TEST.AUG.ENABLED, MIN_SIZES, MAX_SIZE, FLIP.
+    """
+    # List of [short side, longest side]: the scales, each with a limit of its own. If it is empty
+    # the scales are MIN_SIZES, all with the limit MAX_SIZE.
+    cfg.TEST.AUG.SCALES = []
+    # "detections": as in detectron2, the views are made from the image that is scaled for testing,
+    # each has its NMS, and what is left meets in a second one.
+    # "raw": the views are made from the image file, and all boxes above SCORE_THRESH_TEST meet in
+    # the only NMS, as in the MXNet code of Deformable ConvNets and in Dynamic R-CNN.
+    cfg.TEST.AUG.MERGE = "detections"
 
 
 def add_solver_config(cfg: CN) -> None:

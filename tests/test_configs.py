@@ -99,6 +99,7 @@ def test_config(path, tmp_path, random_dataset, reads):
     name = random_dataset(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), (name,)
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = [192], 192
+    cfg.TEST.AUG.SCALES = [[96, 144], [192, 288]] if cfg.TEST.AUG.SCALES else []
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.SOLVER.MAX_ITER = 1
     cfg.DATALOADER.NUM_WORKERS = 0
@@ -128,3 +129,18 @@ def test_config(path, tmp_path, random_dataset, reads):
         if (frozenset(node), key) not in reads and key != "VERSION":
             unread.append(".".join([*parents, key]))
     assert not unread, f"nothing reads {unread}"
+
+
+@pytest.mark.parametrize(
+    "enabled,merge,size",
+    [(False, "raw", (96, 128)), (True, "detections", (96, 128)), (True, "raw", (192, 256))],
+)
+def test_views_are_made_from_the_file(enabled, merge, size, random_dataset):
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.INPUT.MIN_SIZE_TEST = 96
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MERGE = enabled, merge
+    loader = train_net.Trainer.build_test_loader(cfg, random_dataset(2))
+    (record,) = next(iter(loader))
+    assert record["image"].shape[1:] == size and (record["height"], record["width"]) == (192, 256)

@@ -104,6 +104,8 @@ def truncated(tmp_path):
     return str(path)
 
 
+GAUSSIAN = "MODEL.ROI_HEADS.NMS_TYPE gaussian"
+SCALES = "TEST.AUG.ENABLED True TEST.AUG.SCALES"
 MISTAKES = {
     "unknown key": ("MODEL.RFCM.GAMMA 0.1", ["MODEL.RFCM"]),
     "wrong type": ("SOLVER.BASE_LR fast", ["SOLVER.BASE_LR"]),
@@ -112,6 +114,13 @@ MISTAKES = {
     "nothing to evaluate": ("--eval-only", ["MODEL.WEIGHTS is empty"]),
     "missing weights": ("MODEL.WEIGHTS nowhere/model.pth", ["MODEL.WEIGHTS", "nowhere/model.pth"]),
     "truncated weights": ("MODEL.WEIGHTS {truncated}", ["MODEL.WEIGHTS", "cut.pth", "cut off"]),
+    "sigma": (GAUSSIAN + " MODEL.ROI_HEADS.SOFT_NMS_SIGMA -1.0", ["SOFT_NMS_SIGMA", "-1.0"]),
+    "heads without soft-NMS": (GAUSSIAN + " MODEL.ROI_HEADS.NAME StandardROIHeads", ["NMS_TYPE"]),
+    "scales": (SCALES + " [480,576]", ["TEST.AUG.SCALES", "480"]),
+    "augmentation of a cascade": (
+        SCALES + " [] TEST.AUG.MERGE raw MODEL.ROI_HEADS.NAME CascadeROIHeads",
+        ["TEST.AUG.MERGE"],
+    ),
 }
 
 

@@ -15,6 +15,7 @@ from .roi_heads import (
     SoftNMSFastRCNNOutputLayers,
     SoftNMSROIHeads,
 )
+from .test_time_augmentation import MultiScaleTTA
 
 __all__ = [
     "DeformBottleneckBlock",
@@ -25,6 +26,7 @@ __all__ = [
     "MXNetRPN",
     "MXNetRPNHead",
     "MaxROIPooler",
+    "MultiScaleTTA",
     "OHEMFastRCNNOutputLayers",
     "RFCN",
     "RFCNROIHeads",

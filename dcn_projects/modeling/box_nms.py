@@ -53,7 +53,7 @@ def detections_above(
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     above = (scores[:, :-1] > score_threshold) & finite[:, None]
     rois, classes = above.nonzero().unbind(dim=1)
-    boxes = boxes.view(len(boxes), boxes.shape[1] // 4, 4)
+    boxes = boxes.reshape(len(boxes), boxes.shape[1] // 4, 4)
     boxes = Boxes(boxes[rois, classes if boxes.shape[1] > 1 else 0])
     boxes.clip(image_size)
     detections = Instances(

@@ -1,0 +1,132 @@
+import contextlib
+import functools
+
+import torch
+from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances
+
+from .box_nms import box_nms, detections_above, soft_nms_options
+
+__all__ = ["MultiScaleMapper", "MultiScaleTTA", "augmentation_options"]
+
+
+def augmentation_options(cfg) -> dict:
+    """
+    Returns:
+        dict: `scales`, a list of (short side, longest side) in pixels; `flip`; `raw`, whether boxes
+        are joined before NMS
+    Raises:
+        ValueError: naming the key whose value cannot be used
+    """
+    keys = cfg.TEST.AUG
+    if keys.MERGE not in ("detections", "raw"):
+        raise ValueError(f"TEST.AUG.MERGE must be detections or raw, got {keys.MERGE!r}")
+    scales = keys.SCALES or [(size, keys.MAX_SIZE) for size in keys.MIN_SIZES]
+    for scale in scales:
+        if not isinstance(scale, (list, tuple)) or len(scale) != 2 or not 0 < scale[0] <= scale[1]:
+            raise ValueError(
+                "TEST.AUG.SCALES (or MIN_SIZES and MAX_SIZE) must be pairs of a short side and a "
+                f"long side that is not below it, got {scale}"
+            )
+    if not scales:
+        raise ValueError("TEST.AUG.SCALES and TEST.AUG.MIN_SIZES are both empty")
+    return {"scales": scales, "flip": keys.FLIP, "raw": keys.MERGE == "raw"}
+
+
+class MultiScaleMapper:
+    """DatasetMapperTTA, in which each scale has a limit of its own for the long side."""
+
+    def __init__(self, scales: list[tuple[int, int]], flip: bool):
+        """
+        Args:
+            scales: length of the short side, and what the long side may not exceed
+            flip: give each scale a second time, mirrored
+        """
+        self.mappers = [
+            DatasetMapperTTA(min_sizes=[short], max_size=long, flip=flip) for short, long in scales
+        ]
+
+    def __call__(self, dataset_dict: dict) -> list[dict]:
+        """As DatasetMapperTTA: the views of an image, scale by scale."""
+        return [view for mapper in self.mappers for view in mapper(dataset_dict)]
+
+
+class MultiScaleTTA(GeneralizedRCNNWithTTA):
+    """
+    Test-time augmentation by scales and flips, for GeneralizedRCNN and RFCN, with the NMS of
+    MODEL.ROI_HEADS.NMS_TYPE over the boxes of all views. There are two ways to merge them:
+
+        "detections"  as in detectron2, the boxes that each view keeps after its own NMS
+        "raw"         as in the MXNet code of Deformable ConvNets and in Dynamic R-CNN (arXiv
+                      2004.06002), all boxes that score above SCORE_THRESH_TEST: there is one NMS
+    """
+
+    def __init__(self, cfg, model, tta_mapper=None, batch_size: int | None = None):
+        """
+        Args:
+            cfg, model, tta_mapper: as in GeneralizedRCNNWithTTA
+            batch_size: views that pass the model together. They are padded to one size, which can
+                change what is found. None is 1 for "raw", and 3, as in detectron2, otherwise
+        Raises:
+            ValueError: if a key has a value that cannot be used
+            TypeError: if the box head cannot tell what it has before NMS
+        """
+        options = augmentation_options(cfg)
+        raw = options.pop("raw")
+        mapper = tta_mapper or MultiScaleMapper(**options)
+        super().__init__(cfg, model, mapper, batch_size or (1 if raw else 3))
+        self.raw = raw
+        self.nms = functools.partial(
+            box_nms,
+            iou_threshold=cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST,
+            topk=cfg.TEST.DETECTIONS_PER_IMAGE,
+            **soft_nms_options(cfg),
+        )
+        predictor = getattr(self.model.roi_heads, "box_predictor", None)
+        if self.raw and not isinstance(predictor, FastRCNNOutputLayers):
+            raise TypeError(
+                f"TEST.AUG.MERGE raw: {type(self.model.roi_heads).__name__} has no box_predictor "
+                "that is a FastRCNNOutputLayers"
+            )
+
+    @contextlib.contextmanager
+    def _without_nms(self):
+        """Within this context the box head returns what it has before NMS."""
+        predictor = self.model.roi_heads.box_predictor
+        predictor.inference = functools.partial(inference_without_nms, predictor)
+        try:
+            yield
+        finally:
+            del predictor.inference  # the method of the class is seen again
+
+    def _get_augmented_boxes(self, augmented_inputs, tfms):
+        """Boxes, scores and classes of all views, the boxes in the frame of the original image."""
+        with self._without_nms() if self.raw else contextlib.nullcontext():
+            outputs = self._batch_inference(augmented_inputs)
+        boxes = []
+        for output, tfm in zip(outputs, tfms):
+            seen = output.pred_boxes.tensor
+            original = tfm.inverse().apply_box(seen.float().cpu().numpy())
+            boxes.append(torch.from_numpy(original).to(seen))
+        scores = torch.cat([output.scores for output in outputs])
+        classes = torch.cat([output.pred_classes for output in outputs])
+        return torch.cat(boxes), scores, classes
+
+    def _merge_detections(self, all_boxes, all_scores, all_classes, shape_hw):
+        boxes = Boxes(all_boxes)
+        boxes.clip(shape_hw)
+        found = Instances(shape_hw, pred_boxes=boxes, scores=all_scores, pred_classes=all_classes)
+        merged, _ = self.nms(found)
+        return merged[merged.pred_boxes.nonempty()]
+
+
+def inference_without_nms(predictor: FastRCNNOutputLayers, predictions, proposals):
+    """As `predictor.inference`, of all boxes above `test_score_thresh`."""
+    boxes = predictor.predict_boxes(predictions, proposals)
+    scores = predictor.predict_probs(predictions, proposals)
+    found = [
+        detections_above(b, s, p.image_size, predictor.test_score_thresh)
+        for b, s, p in zip(boxes, scores, proposals)
+    ]
+    return [detections for detections, _ in found], [rois for _, rois in found]
