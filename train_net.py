@@ -22,7 +22,6 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, defaults
-from detectron2.evaluation import COCOEvaluator, PascalVOCDetectionEvaluator
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils import comm
@@ -31,6 +30,7 @@ from dcn_projects import add_dcn_config
 from dcn_projects.checkpoint import check_weights
 from dcn_projects.data import CheckedDatasetMapper, check_datasets
 from dcn_projects.engine import launch
+from dcn_projects.evaluation import COCOThresholdEvaluator, PascalVOCThresholdEvaluator
 from dcn_projects.modeling import MultiScaleTTA
 from dcn_projects.modeling.box_nms import soft_nms_options
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
@@ -39,6 +39,9 @@ from dcn_projects.solver import build_optimizer
 # detectron2 passes the index of a GPU, which a model on the CPU must not be given. With None,
 # DistributedDataParallel uses the device that the model is on.
 defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)
+
+# evaluator_type of a data set's metadata -> its evaluator
+EVALUATORS = {"coco": COCOThresholdEvaluator, "pascal_voc": PascalVOCThresholdEvaluator}
 
 
 class Trainer(DefaultTrainer):
@@ -61,9 +64,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        if MetadataCatalog.get(dataset_name).evaluator_type == "pascal_voc":
-            return PascalVOCDetectionEvaluator(dataset_name)
-        return COCOEvaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        evaluator = EVALUATORS[MetadataCatalog.get(dataset_name).evaluator_type]
+        return evaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
@@ -124,7 +126,7 @@ def check_files(cfg, args):
     """Raises OSError or ValueError if data or weights cannot be used."""
     check_datasets(cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
-        if MetadataCatalog.get(name).get("evaluator_type") not in ("coco", "pascal_voc"):
+        if MetadataCatalog.get(name).get("evaluator_type") not in EVALUATORS:
             raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     if args.resume and os.path.exists(last):  # it names what is loaded instead of MODEL.WEIGHTS

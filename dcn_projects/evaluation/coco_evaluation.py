@@ -1,0 +1,26 @@
+import numpy as np
+from detectron2.evaluation import COCOEvaluator
+from detectron2.utils.logger import create_small_table
+
+__all__ = ["COCOThresholdEvaluator"]
+
+
+class COCOThresholdEvaluator(COCOEvaluator):
+    """
+    detectron2's COCOEvaluator, which adds AP50, AP55, ..., AP95 to every task: the means over
+    classes and recalls at one IoU threshold, for objects of all sizes.
+    """
+
+    def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
+        results = super()._derive_coco_results(coco_eval, iou_type, class_names)
+        if coco_eval is None:  # nothing was detected
+            return results | dict.fromkeys(map("AP{}".format, range(50, 100, 5)), float("nan"))
+        thresholds = {}
+        for t, threshold in enumerate(coco_eval.params.iouThrs):
+            # (thresholds, recalls, classes, areas, detections per image); -1: without objects
+            precision = coco_eval.eval["precision"][t, :, :, 0, -1]
+            precision = precision[precision > -1]
+            ap = 100 * float(np.mean(precision)) if precision.size else float("nan")
+            thresholds[f"AP{round(100 * threshold)}"] = ap
+        self._logger.info(f"{iou_type} AP per IoU threshold:\n" + create_small_table(thresholds))
+        return results | thresholds
