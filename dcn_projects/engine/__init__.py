@@ -1,3 +1,4 @@
 from .launch import launch
+from .predictor import build_predictor
 
-__all__ = ["launch"]
+__all__ = ["build_predictor", "launch"]

@@ -1,3 +1,8 @@
+"""Where the deformable layers of a model look: numbers and pictures."""
+
+from .effective_dilation import SIZES, DilationStatistics, effective_dilation, object_sizes
+from .look import Look, look
+from .offset_magnitude import draw_heat_map, offset_magnitude
 from .sampling_locations import (
     draw_deformed_bins,
     draw_sampling_locations,
@@ -7,8 +12,16 @@ from .sampling_locations import (
 )
 
 __all__ = [
+    "SIZES",
+    "DilationStatistics",
+    "Look",
     "draw_deformed_bins",
+    "draw_heat_map",
     "draw_sampling_locations",
+    "effective_dilation",
+    "look",
+    "object_sizes",
+    "offset_magnitude",
     "record_offsets",
     "roi_bins",
     "sampling_locations",

@@ -1,0 +1,117 @@
+"""One image through a model, with what its deformable layers did."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from detectron2.engine import DefaultPredictor
+from detectron2.structures import Boxes, Instances, pairwise_iou
+
+from dcn_projects.layers import DeformROIPool
+
+from .sampling_locations import LayerOffsets, record_offsets
+
+__all__ = ["Look", "look"]
+
+
+@dataclass
+class Look:
+    """
+    Attributes:
+        size: height and width of the network input, without padding
+        scale: (x, y), pixels of the network input per pixel of the image
+        convs: name -> deformable convolution, in the order in which they ran; one that ran more
+            than once has an entry "name[i]" per call
+        strides: name -> pixels of the network input per cell of a convolution's output map
+        poolings: calls of deformable RoI pooling
+        instances: detections in pixels of the network input, None of a model without
+    """
+
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    convs: dict[str, LayerOffsets]
+    strides: dict[str, int]
+    poolings: list[LayerOffsets]
+    instances: Instances | None
+
+    def stack(self, count: int) -> list[str]:
+        """Names of up to `count` last convolutions whose maps all have the size of the last's."""
+        names = list(self.convs)
+        first = len(names) - 1
+        while (
+            len(names) - first < count
+            and first > 0
+            and tuple(self.convs[names[first]].layer.stride) == (1, 1)
+            and self.strides[names[first - 1]] == self.strides[names[-1]]
+        ):
+            first -= 1
+        return names[first:]
+
+    def roi_of(self, box: np.ndarray) -> tuple[LayerOffsets, int] | None:
+        """
+        The RoI that overlaps a detection most, among those with offsets of their own class if
+        there are such.
+
+        Args:
+            box: (4,), in pixels of the network input
+        Returns:
+            a pooling and the index of a RoI in it, or None if there is no deformable pooling
+        """
+        best, key = None, (0, -1.0)
+        for entry in self.poolings:
+            if len(entry.rois):
+                rois = Boxes(torch.from_numpy(entry.rois[:, 1:]).float())
+                iou = pairwise_iou(rois, Boxes(torch.from_numpy(box[None]).float()))[:, 0]
+                candidate = (entry.offset.shape[1], float(iou.max()))
+                if candidate > key:
+                    best, key = (entry, int(iou.argmax())), candidate
+        return best
+
+
+@torch.no_grad()
+def look(predictor: DefaultPredictor, image: np.ndarray) -> Look:
+    """
+    Args:
+        predictor: of any model
+        image: (H, W, 3), uint8, BGR
+    Raises:
+        ValueError: if the model has no deformable layer
+    """
+    model = predictor.model
+    if predictor.input_format == "RGB":
+        image = image[:, :, ::-1]
+    resized = predictor.aug.get_transform(image).apply_image(image)
+    height, width = resized.shape[:2]
+    tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))
+    padded = []
+    handle = model.backbone.register_forward_pre_hook(
+        lambda module, args: padded.append(args[0].shape[-2:])
+    )
+    try:
+        with record_offsets(model) as recorded:
+            output = model([{"image": tensor, "height": height, "width": width}])[0]
+    finally:
+        handle.remove()
+    if not recorded:
+        raise ValueError(
+            "The model has no deformable layer: name a config with DEFORM_ON_PER_STAGE or "
+            "DEFORM_POOL."
+        )
+    convs, strides, poolings = {}, {}, []
+    for name, calls in recorded.items():
+        for i, entry in enumerate(calls):
+            if isinstance(entry.layer, DeformROIPool):
+                poolings.append(entry)
+                continue
+            label = name if len(calls) == 1 else f"{name}[{i}]"
+            convs[label] = entry
+            # Maps are a little larger or smaller than the input divided by their stride.
+            strides[label] = 2 ** round(np.log2(padded[0][0] / entry.offset.shape[-2]))
+    return Look(
+        size=(height, width),
+        scale=(width / image.shape[1], height / image.shape[0]),
+        convs=convs,
+        strides=strides,
+        poolings=poolings,
+        instances=output["instances"].to("cpu") if "instances" in output else None,
+    )
