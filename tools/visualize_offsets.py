@@ -34,7 +34,6 @@ from dcn_projects.vis import (
     look,
     object_sizes,
     offset_magnitude,
-    sampling_locations,
 )
 
 NUM_DETECTIONS = 3  # that are shown
@@ -80,37 +79,9 @@ def parse_arguments():
     return parser, args
 
 
-def check_points(points, image, path):
-    height, width = image.shape[:2]
-    for x, y in points:
-        if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(
-                f"--point {x:g},{y:g} is outside of {path}, which is {width} x {height} pixels"
-            )
-
-
-def show_locations(seen: Look, picture, zoom, point, args):
-    """The picture with the locations that the stack reads for the cell under the point."""
-    names = seen.stack(args.layers)
-    entries = [seen.convs[name] for name in names]
-    groups = entries[-1].offset.shape[1] // (2 * np.prod(entries[-1].layer.kernel_size))
-    if not 0 <= args.group < groups:
-        raise ValueError(f"--group {args.group}: {names[-1]} has {groups} deformable groups")
-    stride = seen.strides[names[-1]]
-    # The last map may end before the last pixel.
-    last = np.array(entries[-1].offset.shape[-2:]) - 1
-    row, column = np.minimum(np.array(point[::-1]) * seen.scale[::-1] // stride, last).astype(int)
-    points = sampling_locations(entries, (row, column), group=args.group)
-    # `points` are in the map that the first convolution reads.
-    ratio = entries[0].layer.stride[0]
-    cell = ((row + 0.5) * ratio - 0.5, (column + 0.5) * ratio - 0.5)
-    return draw_sampling_locations(picture, points, cell, stride // ratio, zoom)
-
-
 def show_image(predictor, args) -> Look:
     """Writes the pictures of --image."""
     image = read_bgr_image(args.image)
-    check_points(args.point, image, args.image)
     seen = look(predictor, image)
     zoom = max(1, SHORT_SIDE / min(seen.size))
     size = round(seen.size[1] * zoom), round(seen.size[0] * zoom)
@@ -127,7 +98,8 @@ def show_image(predictor, args) -> Look:
     ]
     points = points or [(image.shape[1] / 2, image.shape[0] / 2)]
     for x, y in points if seen.convs else []:
-        drawn = show_locations(seen, picture, zoom, (x, y), args)
+        locations = seen.locations((x, y), args.layers, args.group)
+        drawn = draw_sampling_locations(picture, *locations, zoom)
         write(args.output / f"sampling_locations_{x:.0f}_{y:.0f}.png", drawn)
     for i, (box, category) in enumerate(zip(boxes, classes)):
         found = seen.roi_of(box)

@@ -9,7 +9,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from dcn_projects.layers import DeformROIPool
 
-from .sampling_locations import LayerOffsets, record_offsets
+from .sampling_locations import LayerOffsets, record_offsets, sampling_locations
 
 __all__ = ["Look", "look"]
 
@@ -46,6 +46,41 @@ class Look:
         ):
             first -= 1
         return names[first:]
+
+    def locations(self, point: tuple[float, float], layers: int = 3, group: int = 0) -> tuple:
+        """
+        What the last convolutions, stacked, read for the output cell under a point.
+
+        Args:
+            point: (x, y) in pixels of the image
+            layers: convolutions that are stacked, see `stack`
+            group: deformable group that is followed
+        Returns:
+            points, cell, stride: as `draw_sampling_locations` takes them
+        Raises:
+            ValueError: if the point is outside of the image, or there is no such group
+        """
+        x, y = np.multiply(point, self.scale)
+        if not (0 <= x < self.size[1] and 0 <= y < self.size[0]):
+            width, height = (round(n / s) for n, s in zip(self.size[::-1], self.scale))
+            raise ValueError(
+                f"the point {point[0]:g},{point[1]:g} is outside of the image, which is "
+                f"{width} x {height} pixels"
+            )
+        names = self.stack(layers)
+        entries = [self.convs[name] for name in names]
+        num_groups = entries[-1].offset.shape[1] // (2 * np.prod(entries[-1].layer.kernel_size))
+        if not 0 <= group < num_groups:
+            raise ValueError(f"group {group}: {names[-1]} has {num_groups} deformable groups")
+        stride = self.strides[names[-1]]
+        # A map may end before the last pixel.
+        row, column = np.minimum(
+            (int(y / stride), int(x / stride)), np.array(entries[-1].offset.shape[-2:]) - 1
+        )
+        points = sampling_locations(entries, (row, column), group=group)
+        # They are in the map that the first convolution reads, the cell in the one it writes.
+        ratio = entries[0].layer.stride[0]
+        return points, ((row + 0.5) * ratio - 0.5, (column + 0.5) * ratio - 0.5), stride // ratio
 
     def roi_of(self, box: np.ndarray) -> tuple[LayerOffsets, int] | None:
         """

@@ -100,7 +100,10 @@ MISTAKES = {
     "missing image": (["--image", "{out}/none.jpg"], "none.jpg does not exist"),
     "corrupt image": (["--image", "{out}/cut.png"], "cut.png is no image, or was cut off"),
     "folder": (["--image", "{out}"], "is no image"),
-    "point outside": (["--image", "{image}", "--point", "128,5"], "128,5 is outside of"),
+    "point outside": (
+        ["--image", "{image}", "--point", "128,5"],
+        "128,5 is outside of the image, which is 128 x 96",
+    ),
     "group": (["--image", "{image}", "--group", "1"], "has 1 deformable groups"),
     "data set": (["--dataset", "digits_coco_tset"], "digits_coco_tset"),
     "point that is none": (["--image", "{image}", "--point", "5"], "5 is not X,Y"),

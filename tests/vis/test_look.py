@@ -28,6 +28,28 @@ def test_stack_ends_where_the_maps_change():
     assert seen.stack(9) == ["c", "d"]
 
 
+def test_locations_under_a_point():
+    """Two layers at stride 16, of which the first reads stride 8; the image was halved."""
+    convs = {
+        name: SimpleNamespace(
+            layer=DeformConv(1, 1, 1, stride=stride), offset=np.zeros((1, 2, 3, 3), np.float32)
+        )
+        for name, stride in (("a", 2), ("b", 1))
+    }
+    convs["b"].offset[:] = 0.4  # rounded away by the layer before
+    convs["a"].offset[0, :, 1, 2] = 0.25, -3
+    seen = make_look(size=(50, 48), scale=(0.5, 0.5), convs=convs, strides={"a": 16, "b": 16})
+    points, cell, stride = seen.locations((70, 63))  # pixel (35, 31.5), cell (1, 2)
+    np.testing.assert_allclose(points, [[2.25, 1]])
+    assert cell == (2.5, 4.5) and stride == 8
+    assert seen.locations((95.9, 99.9))[1] == (4.5, 4.5)  # the map ends at pixel 48
+    for point in ((96, 5), (5, 100), (-1, 5), (5, -0.1)):
+        with pytest.raises(ValueError, match="outside of the image, which is 96 x 100 pixels"):
+            seen.locations(point)
+    with pytest.raises(ValueError, match="group 1: b has 1 deformable groups"):
+        seen.locations((5, 5), group=1)
+
+
 def test_roi_of_a_detection():
     rois = np.array([[0, 0, 0, 10, 10], [0, 20, 20, 40, 40]], dtype=np.float32)
     of_classes = SimpleNamespace(offset=np.zeros((2, 22, 3, 3)), rois=rois)
