@@ -2,8 +2,9 @@
 """
 Show where the deformable layers of a model look (arXiv 1703.06211, Sec. 4.2, Fig. 5 to 7).
 
-    python tools/visualize_offsets.py --config-file configs/R-FCN/deformable_rfcn_R_14_C5_digits.yaml \\
-        --weights output/demo/model_final.pth --image datasets/digits_coco/test/000000.jpg
+    python tools/visualize_offsets.py --weights output/demo/model_final.pth \\
+        --config-file configs/R-FCN/deformable_rfcn_R_14_C5_digits.yaml \\
+        --image datasets/digits_coco/test/000000.jpg
 
 writes, for one image: the sampling locations of the last deformable convolutions, stacked, at each
 --point (else in the middle of the surest detections); the bins of the RoIs of these detections; the
@@ -11,7 +12,7 @@ length of the offsets of every convolution; and effective_dilation.json, mean an
 of the effective dilation per layer and size of objects, which is printed as a table. With --dataset
 the statistics are those of a data set and its annotated objects, else of the image and what is
 detected there.
-"""  # noqa: E501
+"""
 
 import argparse
 import json
