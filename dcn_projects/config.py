@@ -19,6 +19,8 @@ def add_deform_resnet_config(cfg: CN) -> None:
     Keys of `build_deform_resnet_backbone`, beside detectron2's own DEFORM_ON_PER_STAGE,
     DEFORM_MODULATED, DEFORM_NUM_GROUPS and RES5_DILATION.
     """
+    # Of a stage in DEFORM_ON_PER_STAGE only so many blocks, the last ones, are deformable. 0: all.
+    cfg.MODEL.RESNETS.DEFORM_LAST_BLOCKS = [0, 0, 0, 0]
     # Stem pooling of Caffe and MXNet: 3x3, stride 2, no padding, sizes rounded up. detectron2 pads
     # by 1 instead, which moves every window by one conv1 pixel. Needed by converted MXNet weights.
     cfg.MODEL.RESNETS.STEM_CEIL_POOL = False

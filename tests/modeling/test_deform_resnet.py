@@ -6,7 +6,11 @@ from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
 from dcn_projects import add_dcn_config
-from dcn_projects.modeling import build_deform_resnet_backbone, build_deform_resnet_fpn_backbone
+from dcn_projects.modeling import (
+    DeformBottleneckBlock,
+    build_deform_resnet_backbone,
+    build_deform_resnet_fpn_backbone,
+)
 from dcn_projects.modeling.backbone import CeilPoolStem
 
 RGB = ShapeSpec(channels=3)
@@ -88,6 +92,16 @@ def test_gradient_reaches_the_offsets():
             assert p.grad.abs().sum() > 0, name
 
 
+def test_only_the_last_blocks_of_a_stage():
+    options = dict(DEFORM_ON_PER_STAGE=[False, True, True, True], DEFORM_LAST_BLOCKS=[0, 1, 2, 0])
+    model = build_deform_resnet_backbone(make_cfg(**options), RGB)
+    deformable = [name for name, m in model.named_modules() if isinstance(m, DeformBottleneckBlock)]
+    assert deformable == ["res3.3", "res4.4", "res4.5", "res5.0", "res5.1", "res5.2"]
+    plain = build_resnet_backbone(make_cfg(), RGB).state_dict()
+    ours = {k: v.shape for k, v in model.state_dict().items() if "conv2_offset" not in k}
+    assert ours == {k: v.shape for k, v in plain.items()}
+
+
 @pytest.mark.parametrize("size", [32, 33, 34, 35, 600])
 def test_ceil_pool_stem_size(size):
     stem = CeilPoolStem(3, 4, norm="")
@@ -111,6 +125,15 @@ def test_ceil_pool_windows_start_at_the_first_cell():
         (dict(DEPTH=51), "DEPTH is 51"),
         (dict(DEPTH=18, DEFORM_ON_PER_STAGE=[False] * 3 + [True]), "no bottlenecks"),
         (dict(RES5_DILATION=4), "RES5_DILATION is 4"),
+        (dict(DEFORM_LAST_BLOCKS=[0, 0, 0, 1]), "DEFORM_LAST_BLOCKS is .*res5 has 3 blocks"),
+        (
+            dict(DEFORM_ON_PER_STAGE=[False] * 3 + [True], DEFORM_LAST_BLOCKS=[0, 0, 0, 4]),
+            "DEFORM_LAST_BLOCKS is",
+        ),
+        (
+            dict(DEFORM_ON_PER_STAGE=[True] * 4, DEFORM_LAST_BLOCKS=[-1, 0, 0, 0]),
+            "DEFORM_LAST_BLOCKS is",
+        ),
     ],
 )
 def test_impossible_options_are_named(options, message):

@@ -113,12 +113,24 @@ class DeformBottleneckBlock(BottleneckBlock):
         return F.relu_(out)
 
 
+def _num_deformable(keys, stage: int, num_blocks: int) -> int:
+    """How many of the last blocks of a stage (0 is res2) are deformable."""
+    last, enabled = keys.DEFORM_LAST_BLOCKS[stage], keys.DEFORM_ON_PER_STAGE[stage]
+    if not 0 <= last <= (num_blocks if enabled else 0):
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_LAST_BLOCKS is {list(keys.DEFORM_LAST_BLOCKS)}: res{stage + 2} "
+            f"has {num_blocks} blocks and DEFORM_ON_PER_STAGE {enabled}"
+        )
+    return (last or num_blocks) if enabled else 0
+
+
 @BACKBONE_REGISTRY.register()
 def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     """
     detectron2's ResNet, built from the same keys under MODEL.RESNETS, with this project's
-    deformable convolution in the stages that DEFORM_ON_PER_STAGE names and, with STEM_CEIL_POOL,
-    the stem of Caffe and MXNet. DEPTH may also be 14 (bottlenecks).
+    deformable convolution in the stages that DEFORM_ON_PER_STAGE names, or the last blocks of
+    them (DEFORM_LAST_BLOCKS), and, with STEM_CEIL_POOL, the stem of Caffe and MXNet. DEPTH may also
+    be 14 (bottlenecks).
 
     Raises:
         ValueError: for a depth that does not exist, or an option that its blocks do not have
@@ -158,23 +170,24 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
                 dilation=dilation,
                 num_groups=keys.NUM_GROUPS,
             )
-        if keys.DEFORM_ON_PER_STAGE[i]:
-            block.update(
-                block_class=DeformBottleneckBlock,
-                deform_modulated=keys.DEFORM_MODULATED,
-                deform_num_groups=keys.DEFORM_NUM_GROUPS,
-                deform_legacy_border=keys.DEFORM_LEGACY_BORDER,
-            )
-        stages.append(
-            ResNet.make_stage(
-                num_blocks=num_blocks,
-                stride_per_block=[first_stride] + [1] * (num_blocks - 1),
+        deform = dict(
+            block_class=DeformBottleneckBlock,
+            deform_modulated=keys.DEFORM_MODULATED,
+            deform_num_groups=keys.DEFORM_NUM_GROUPS,
+            deform_legacy_border=keys.DEFORM_LEGACY_BORDER,
+        )
+        num_plain = num_blocks - _num_deformable(keys, i, num_blocks)
+        blocks = []
+        for j in range(num_blocks):
+            blocks += ResNet.make_stage(
+                num_blocks=1,
+                stride_per_block=[first_stride if j == 0 else 1],
                 in_channels=in_channels,
                 out_channels=out_channels,
-                **block,
+                **(block if j < num_plain else {**block, **deform}),
             )
-        )
-        in_channels = out_channels
+            in_channels = out_channels
+        stages.append(blocks)
     return ResNet(
         stem, stages, out_features=keys.OUT_FEATURES, freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT
     )
