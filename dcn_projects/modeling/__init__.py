@@ -3,8 +3,9 @@ from .backbone import (
     DeformBottleneckBlock,
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
+    build_mxnet_resnet_fpn_backbone,
 )
-from .meta_arch import RFCN
+from .meta_arch import RFCN, MXNetRCNN
 from .poolers import DeformROIPooler, MaxROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
 from .roi_heads import (
@@ -22,6 +23,7 @@ __all__ = [
     "DeformROIPooler",
     "MXNetAnchorGenerator",
     "MXNetBoxHead",
+    "MXNetRCNN",
     "MXNetROIHeads",
     "MXNetRPN",
     "MXNetRPNHead",
@@ -34,4 +36,5 @@ __all__ = [
     "SoftNMSROIHeads",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_mxnet_resnet_fpn_backbone",
 ]

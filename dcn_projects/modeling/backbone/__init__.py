@@ -4,10 +4,13 @@ from .deform_resnet import (
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
 )
+from .mxnet_fpn import LastLevelP6, build_mxnet_resnet_fpn_backbone
 
 __all__ = [
     "CeilPoolStem",
     "DeformBottleneckBlock",
+    "LastLevelP6",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_mxnet_resnet_fpn_backbone",
 ]

@@ -1,3 +1,4 @@
+from .mxnet_rcnn import MXNetRCNN
 from .rfcn import RFCN, RFCNScoreMaps
 
-__all__ = ["RFCN", "RFCNScoreMaps"]
+__all__ = ["MXNetRCNN", "RFCN", "RFCNScoreMaps"]

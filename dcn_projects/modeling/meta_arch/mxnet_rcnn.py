@@ -1,0 +1,21 @@
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import ImageList
+
+__all__ = ["MXNetRCNN"]
+
+
+@META_ARCH_REGISTRY.register()
+class MXNetRCNN(GeneralizedRCNN):
+    """
+    GeneralizedRCNN on images padded as in the MXNet code of FPN: with black, before the mean is
+    subtracted. detectron2 pads with the mean instead.
+    """
+
+    def preprocess_image(self, batched_inputs) -> ImageList:
+        """As in GeneralizedRCNN: (N, C, H, W) with the sizes of the images."""
+        images = super().preprocess_image(batched_inputs)
+        black = -self.pixel_mean / self.pixel_std
+        for image, (height, width) in zip(images.tensor, images.image_sizes):
+            image[:, height:] = black
+            image[:, :, width:] = black
+        return images
