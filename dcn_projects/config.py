@@ -6,6 +6,7 @@ __all__ = ["add_dcn_config"]
 def add_dcn_config(cfg: CN) -> None:
     """Add every key of this project to a detectron2 config, in place, with its default."""
     add_deform_resnet_config(cfg)
+    add_rpn_config(cfg)
     add_rfcn_config(cfg)
     add_box_head_config(cfg)
     add_ohem_config(cfg)
@@ -27,6 +28,13 @@ def add_deform_resnet_config(cfg: CN) -> None:
     # Border rule of the 2017 deformable convolution, see `deform_conv(legacy_border=...)`.
     # Needed by the weights of the MXNet repository.
     cfg.MODEL.RESNETS.DEFORM_LEGACY_BORDER = False
+
+
+def add_rpn_config(cfg: CN) -> None:
+    """Keys of `MXNetRPN`, beside detectron2's own."""
+    # Proposals may reach into the padding, up to the next multiple of this many pixels. 32 in the
+    # MXNet code of FPN, which takes the padding for a part of the image.
+    cfg.MODEL.RPN.IMAGE_STRIDE = 1
 
 
 def add_rfcn_config(cfg: CN) -> None:

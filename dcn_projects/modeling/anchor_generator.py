@@ -1,35 +1,41 @@
 import torch
-from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY, DefaultAnchorGenerator
+from detectron2.modeling.anchor_generator import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BufferList,
+    DefaultAnchorGenerator,
+)
 
 __all__ = ["MXNetAnchorGenerator"]
-
-_BASE_SIZE = 16  # side of the box whose aspect ratio is changed and rounded before it is scaled
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
 class MXNetAnchorGenerator(DefaultAnchorGenerator):
     """
-    Anchors of py-faster-rcnn and the MXNet code of Deformable ConvNets: a 16 pixel box takes each
-    aspect ratio with whole-numbered sides (23x12, 16x16, 11x22) and is then scaled. They are
-    ordered by ratio first. Use MODEL.ANCHOR_GENERATOR.OFFSET 0.5, which centres the anchors of
-    cell (0, 0) of a stride 16 map on (8, 8), in detectron2's box coordinates.
+    Anchors of py-faster-rcnn and the MXNet code of Deformable ConvNets: a box of the size of a
+    cell takes each aspect ratio with whole-numbered sides (23x12, 16x16, 11x22 at stride 16) and is
+    then scaled. They are ordered by ratio first. Use MODEL.ANCHOR_GENERATOR.OFFSET 0.5, which
+    centres the anchors of cell (0, 0) of a stride 16 map on (8, 8), in detectron2's box
+    coordinates.
     """
 
-    def generate_cell_anchors(
-        self, sizes=(64, 128, 256, 512), aspect_ratios=(0.5, 1, 2)
-    ) -> torch.Tensor:
+    def _calculate_anchors(self, sizes, aspect_ratios):
+        levels = zip(sizes, aspect_ratios, self.strides)
+        return BufferList([self.generate_cell_anchors(*level) for level in levels])
+
+    def generate_cell_anchors(self, sizes, aspect_ratios, stride: int) -> torch.Tensor:
         """
         Args:
             sizes: side of the square anchor of each scale, in pixels
             aspect_ratios: height / width
+            stride: of the feature map, in pixels
         Returns:
             Tensor: (ratios * sizes, 4), x0, y0, x1, y1 around the origin; float32
         """
         anchors = []
         for ratio in aspect_ratios:
-            width = round((_BASE_SIZE**2 / ratio) ** 0.5)
+            width = round((stride**2 / ratio) ** 0.5)
             height = round(width * ratio)
             for size in sizes:
-                x, y = 0.5 * width * size / _BASE_SIZE, 0.5 * height * size / _BASE_SIZE
+                x, y = 0.5 * width * size / stride, 0.5 * height * size / stride
                 anchors.append([-x, -y, x, y])
         return torch.tensor(anchors)

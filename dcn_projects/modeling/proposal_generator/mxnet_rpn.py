@@ -1,8 +1,12 @@
+import math
+
 import torch
+from detectron2.config import configurable
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
 from detectron2.modeling.proposal_generator.proposal_utils import find_top_rpn_proposals
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import nn
 
 from ..box_clipping import clip_to_a_pixel
@@ -28,9 +32,30 @@ class MXNetRPNHead(StandardRPNHead):
 class MXNetRPN(RPN):
     """
     RPN with the conventions of the MXNet code of Deformable ConvNets where they differ from
-    detectron2's: which anchors are matched, which cells propose, how proposals are clipped, and
-    the mean that the classification loss takes.
+    detectron2's: which anchors are matched, which cells propose, how proposals are clipped, that
+    the levels of a pyramid compete with each other, and the mean that the classification loss
+    takes. Box sizes are not bounded before they are clipped.
     """
+
+    @configurable
+    def __init__(self, *, image_stride: int = 1, **kwargs):
+        """
+        Args:
+            image_stride: proposals may reach into the padding of an image, up to the next
+                multiple of this many pixels
+        """
+        super().__init__(**kwargs)
+        self.image_stride = image_stride
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        keys = cfg.MODEL.RPN
+        if keys.IMAGE_STRIDE < 1:
+            raise ValueError(f"MODEL.RPN.IMAGE_STRIDE is {keys.IMAGE_STRIDE}, expected 1 or more")
+        ret = super().from_config(cfg, input_shape)
+        ret["image_stride"] = keys.IMAGE_STRIDE
+        ret["box2box_transform"] = Box2BoxTransform(keys.BBOX_REG_WEIGHTS, scale_clamp=math.inf)
+        return ret
 
     @torch.no_grad()
     def label_and_sample_anchors(self, anchors, gt_instances):
@@ -76,12 +101,16 @@ class MXNetRPN(RPN):
     @torch.no_grad()
     def predict_proposals(self, anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes):
         """
-        As in RPN, with two differences. Only cells that lie wholly inside their own image propose:
-        floor(H / stride) x floor(W / stride) of them, whatever the batch was padded to. And a box
-        is clipped to at least one pixel, so that none is dropped for being outside.
+        As in RPN, with three differences. Only cells that lie wholly inside their own image
+        propose: floor(H / stride) x floor(W / stride) of them, whatever the batch was padded to. A
+        box is clipped to at least one pixel, so that none is dropped for being outside. And the
+        best are chosen from all levels together, by one NMS.
         """
         proposals = []
-        for i, (height, width) in enumerate(image_sizes):
+        for i, image_size in enumerate(image_sizes):
+            height, width = (
+                math.ceil(size / self.image_stride) * self.image_stride for size in image_size
+            )
             boxes, logits = [], []
             for level, stride in enumerate(self.anchor_generator.strides):
                 centers = anchors[level].get_centers()
@@ -91,11 +120,11 @@ class MXNetRPN(RPN):
                 box = self.box2box_transform.apply_deltas(
                     pred_anchor_deltas[level][i][inside], anchors[level].tensor[inside]
                 )
-                boxes.append(clip_to_a_pixel(box, (height, width))[None])
-                logits.append(pred_objectness_logits[level][i][inside][None])
-            proposals += find_top_rpn_proposals(
-                boxes,
-                logits,
+                boxes.append(clip_to_a_pixel(box, (height, width)))
+                logits.append(pred_objectness_logits[level][i][inside])
+            (proposal,) = find_top_rpn_proposals(
+                [torch.cat(boxes)[None]],
+                [torch.cat(logits)[None]],
                 [(height, width)],
                 self.nms_thresh,
                 self.pre_nms_topk[self.training],
@@ -103,4 +132,5 @@ class MXNetRPN(RPN):
                 self.min_box_size,
                 self.training,
             )
+            proposals.append(Instances(image_size, **proposal.get_fields()))
         return proposals
