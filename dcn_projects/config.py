@@ -70,7 +70,10 @@ def add_box_head_config(cfg: CN) -> None:
 
 
 def add_ohem_config(cfg: CN) -> None:
-    """Online hard example mining (arXiv 1604.03540)."""
+    """
+    Online hard example mining (arXiv 1604.03540) in `OHEMROIHeads`, `MXNetROIHeads` and
+    `RFCNROIHeads`.
+    """
     # RoIs kept per image: those of the largest loss. 0 keeps all that were sampled.
     cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM = 0
 

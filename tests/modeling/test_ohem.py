@@ -1,19 +1,25 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_roi_heads
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from torch import nn
 from torch.testing import assert_close
 
-from dcn_projects.modeling import OHEMFastRCNNOutputLayers
+from dcn_projects import add_dcn_config
+from dcn_projects.modeling import OHEMFastRCNNOutputLayers, OHEMROIHeads
 
 K = 5
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 
 
-def make_outputs(ohem_num, agnostic):
+def make_outputs(ohem_num, agnostic, **kwargs):
     return OHEMFastRCNNOutputLayers(
         ShapeSpec(channels=4),
         box2box_transform=TRANSFORM,
@@ -21,6 +27,7 @@ def make_outputs(ohem_num, agnostic):
         cls_agnostic_bbox_reg=agnostic,
         smooth_l1_beta=1.0,
         ohem_num=ohem_num,
+        **kwargs,
     )
 
 
@@ -41,7 +48,7 @@ def make_inputs(agnostic, counts=(30, 7), objects=True):
     return (scores, deltas), proposals
 
 
-def slow_losses(predictions, proposals, ohem_num):
+def slow_losses(predictions, proposals, ohem_num, box_weight=1.0):
     """Loss of every RoI in a loop; per image the sums over its hardest, divided by ohem_num."""
     (scores, deltas), row = predictions, 0
     cls_terms, box_terms = [], []
@@ -57,7 +64,7 @@ def slow_losses(predictions, proposals, ohem_num):
                     p.proposal_boxes.tensor[i : i + 1], p.gt_boxes.tensor[i : i + 1]
                 )[0]
                 box = F.smooth_l1_loss(predicted, target, reduction="sum")
-            rois.append((cls, box))
+            rois.append((cls, box * box_weight))
             row += 1
         rois.sort(key=lambda x: -(x[0] + x[1]).item())
         kept = rois[:ohem_num]
@@ -75,6 +82,124 @@ def test_losses_of_the_hardest(agnostic, ohem_num):
     cls, box = slow_losses(predictions, proposals, ohem_num)
     assert_close(losses["loss_cls"], cls)
     assert_close(losses["loss_box_reg"], box)
+
+
+def test_the_choice_follows_the_weights_of_the_losses():
+    predictions, proposals = make_inputs(agnostic=True)
+    for weight in (1.0, 20.0):
+        outputs = make_outputs(5, agnostic=True, loss_weight={"loss_box_reg": weight})
+        with EventStorage():
+            losses = outputs.losses(predictions, proposals)
+        cls, box = slow_losses(predictions, proposals, 5, weight)
+        assert_close(losses["loss_cls"], cls)
+        assert_close(losses["loss_box_reg"], box)
+
+
+def make_cfg(name, **box_head):
+    """Small heads that label all proposals and keep 4."""
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.MODEL.ROI_HEADS.update(
+        dict(NAME=name, NUM_CLASSES=K, BATCH_SIZE_PER_IMAGE=64, POSITIVE_FRACTION=1.0)
+    )
+    cfg.MODEL.ROI_BOX_HEAD.update(dict(OHEM_NUM=4, SMOOTH_L1_BETA=1.0, POOLER_RESOLUTION=3))
+    if name == "RFCNROIHeads":
+        cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res5"]
+        cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
+        cfg.MODEL.RFCN.GROUP_SIZE = 3
+    else:
+        cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3"]
+        cfg.MODEL.ROI_BOX_HEAD.update(dict(NAME="FastRCNNConvFCHead", NUM_FC=1, FC_DIM=16))
+    if name == "MXNetROIHeads":
+        cfg.MODEL.ROI_BOX_HEAD.update(dict(POOLER_TYPE="DeformROIPool", POOLER_SAMPLING_RATIO=2))
+    cfg.MODEL.ROI_BOX_HEAD.update(box_head)
+    return cfg
+
+
+SHAPES = {
+    "p2": ShapeSpec(channels=6, stride=4),
+    "p3": ShapeSpec(channels=6, stride=8),
+    "res5": ShapeSpec(channels=6, stride=16),
+}
+
+
+class PooledByAlign(StandardROIHeads):
+    """Heads of a user, which have nothing to do with OHEM."""
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_pooler"] = ROIPooler(3, [1 / 4, 1 / 8], 2, "ROIAlignV2", canonical_box_size=30)
+        return ret
+
+
+@ROI_HEADS_REGISTRY.register()
+class HardPooledByAlign(OHEMROIHeads, PooledByAlign):
+    pass
+
+
+@pytest.mark.parametrize(
+    "name", ["RFCNROIHeads", "MXNetROIHeads", "OHEMROIHeads", "HardPooledByAlign"]
+)
+def test_every_head_keeps_the_hardest(name, monkeypatch):
+    torch.manual_seed(0)
+    heads = build_roi_heads(make_cfg(name), SHAPES)
+    for p in heads.parameters():  # errors of many sizes
+        nn.init.normal_(p, std=0.2)
+    if name == "RFCNROIHeads":
+        maps = {"cls": torch.randn(2, 9 * (K + 1), 7, 7), "bbox": torch.randn(2, 9 * 4, 7, 7)}
+        maps = {kind: x.requires_grad_() for kind, x in maps.items()}
+    else:
+        maps = {"p2": torch.randn(2, 6, 25, 25), "p3": torch.randn(2, 6, 13, 13)}
+    _, proposals = make_inputs(agnostic=True)
+    for p in proposals:
+        p.remove("gt_boxes")
+        p.remove("gt_classes")
+        p.objectness_logits = torch.zeros(len(p))
+    targets = [Instances((100, 100)) for _ in proposals]
+    for target, p in zip(targets, proposals):
+        target.gt_boxes = Boxes(p.proposal_boxes.tensor[:3] + 2.0)
+        target.gt_classes = torch.tensor([0, 3, K - 1])
+
+    seen = []
+    losses = type(heads.box_predictor).losses
+
+    def recording(self, predictions, proposals):
+        predictions[0].retain_grad()
+        seen.append((predictions, proposals))
+        return losses(self, predictions, proposals)
+
+    monkeypatch.setattr(type(heads.box_predictor), "losses", recording)
+    with EventStorage():
+        _, actual = heads(None, maps, proposals, targets)
+    ((predictions, labelled),) = seen
+    assert [len(p) for p in labelled] == [30 + 3, 7 + 3]  # all, and the objects
+    cls, box = slow_losses(predictions, labelled, 4)
+    assert box > 0
+    assert_close(actual["loss_cls"], cls)
+    assert_close(actual["loss_box_reg"], box)
+    sum(actual.values()).backward()
+    rows = predictions[0].grad.abs().sum(dim=1) > 0
+    assert rows[:33].sum() == 4 and rows[33:].sum() == 4
+
+
+def test_the_heads_of_a_user_stay_as_they_are():
+    heads = build_roi_heads(make_cfg("HardPooledByAlign"), SHAPES)
+    assert heads.box_pooler.canonical_box_size == 30
+
+
+@pytest.mark.parametrize("name", ["RFCNROIHeads", "MXNetROIHeads", "OHEMROIHeads"])
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (dict(OHEM_NUM=-1), "OHEM_NUM is -1"),
+        (dict(OHEM_NUM=65), "OHEM_NUM is 65.*BATCH_SIZE_PER_IMAGE = 64"),
+        (dict(BBOX_REG_LOSS_TYPE="giou"), "BBOX_REG_LOSS_TYPE is giou"),
+    ],
+)
+def test_impossible_options_are_named(name, option, message):
+    with pytest.raises(ValueError, match=message):
+        build_roi_heads(make_cfg(name, **option), SHAPES)
 
 
 def test_only_kept_rois_have_a_gradient():

@@ -1,7 +1,7 @@
 from .box_head import MXNetBoxHead
 from .fast_rcnn import SoftNMSFastRCNNOutputLayers, SoftNMSROIHeads
 from .mxnet_heads import MXNetOutputLayers, MXNetROIHeads
-from .ohem import OHEMFastRCNNOutputLayers
+from .ohem import OHEMFastRCNNOutputLayers, OHEMROIHeads
 from .rfcn import RFCNROIHeads
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "MXNetOutputLayers",
     "MXNetROIHeads",
     "OHEMFastRCNNOutputLayers",
+    "OHEMROIHeads",
     "RFCNROIHeads",
     "SoftNMSFastRCNNOutputLayers",
     "SoftNMSROIHeads",

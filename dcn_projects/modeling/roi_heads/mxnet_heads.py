@@ -1,7 +1,10 @@
+import math
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_box_head
 from torch import Tensor, nn
 
@@ -15,12 +18,19 @@ __all__ = ["MXNetOutputLayers", "MXNetROIHeads"]
 class MXNetOutputLayers(OHEMFastRCNNOutputLayers):
     """
     Outputs of the MXNet code of Deformable ConvNets: both layers start at N(0, 0.01), and boxes
-    are clipped to at least a pixel.
+    are clipped to at least a pixel, before which their sizes are not bounded.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         nn.init.normal_(self.bbox_pred.weight, std=0.01)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        ret = super().from_config(cfg, input_shape)
+        weights = cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS
+        ret["box2box_transform"] = Box2BoxTransform(weights, scale_clamp=math.inf)
+        return ret
 
     def predict_boxes(self, predictions, proposals):
         """As in FastRCNNOutputLayers: a list of (R, 4) or (R, 4K), clipped to the image of each."""

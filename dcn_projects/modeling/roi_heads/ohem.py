@@ -1,11 +1,12 @@
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from fvcore.nn import smooth_l1_loss
 
 from .fast_rcnn import SoftNMSFastRCNNOutputLayers
 
-__all__ = ["OHEMFastRCNNOutputLayers"]
+__all__ = ["OHEMFastRCNNOutputLayers", "OHEMROIHeads"]
 
 
 class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
@@ -27,8 +28,20 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
+        keys = cfg.MODEL.ROI_BOX_HEAD
+        sampled = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+        if not 0 <= keys.OHEM_NUM <= sampled:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.OHEM_NUM is {keys.OHEM_NUM}, expected 0 (off) or some of the "
+                f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = {sampled} RoIs"
+            )
+        if keys.OHEM_NUM > 0 and keys.BBOX_REG_LOSS_TYPE != "smooth_l1":
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {keys.BBOX_REG_LOSS_TYPE}: OHEM_NUM > 0 "
+                "needs smooth_l1"
+            )
         ret = super().from_config(cfg, input_shape)
-        ret["ohem_num"] = cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM
+        ret["ohem_num"] = keys.OHEM_NUM
         return ret
 
     def losses(self, predictions, proposals):
@@ -62,11 +75,12 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
         """
         Returns:
             Tensor: (R,), cross entropy, plus for a foreground RoI the sum of SmoothL1 over the
-            four deltas of its class
+            four deltas of its class; both with their weights in the total loss
         """
         scores, deltas = predictions
         classes = torch.cat([p.gt_classes for p in proposals])
         loss = F.cross_entropy(scores.float(), classes, reduction="none")
+        loss *= self.loss_weight.get("loss_cls", 1.0)
         foreground = (classes < self.num_classes).nonzero()[:, 0]
         if foreground.numel() == 0:
             return loss
@@ -78,7 +92,22 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
         deltas = deltas.float().view(len(boxes), -1, 4)
         of_class = classes[foreground] if deltas.shape[1] > 1 else torch.zeros_like(foreground)
         targets = self.box2box_transform.get_deltas(boxes[foreground], gt_boxes[foreground])
-        loss[foreground] += smooth_l1_loss(
-            deltas[foreground, of_class], targets, self.smooth_l1_beta
-        ).sum(dim=1)
+        box_loss = smooth_l1_loss(deltas[foreground, of_class], targets, self.smooth_l1_beta)
+        loss[foreground] += box_loss.sum(dim=1) * self.loss_weight.get("loss_box_reg", 1.0)
         return loss
+
+
+@ROI_HEADS_REGISTRY.register()
+class OHEMROIHeads(StandardROIHeads):
+    """
+    detectron2's heads, where MODEL.ROI_BOX_HEAD.OHEM_NUM switches hard example mining on in the box
+    branch. Put before other heads with one box predictor, it does the same for them:
+    `class MyOHEMROIHeads(OHEMROIHeads, MyROIHeads)`. Branches for masks and keypoints still learn
+    from all foreground RoIs.
+    """
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        ret = super()._init_box_head(cfg, input_shape)
+        ret["box_predictor"] = OHEMFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
+        return ret
