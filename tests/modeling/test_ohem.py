@@ -138,19 +138,17 @@ class HardPooledByAlign(OHEMROIHeads, PooledByAlign):
     pass
 
 
-@pytest.mark.parametrize(
-    "name", ["RFCNROIHeads", "MXNetROIHeads", "OHEMROIHeads", "HardPooledByAlign"]
-)
-def test_every_head_keeps_the_hardest(name, monkeypatch):
+def make_heads(cfg):
+    """The heads, and maps, proposals and targets for them: three objects in each image."""
     torch.manual_seed(0)
-    heads = build_roi_heads(make_cfg(name), SHAPES)
+    heads = build_roi_heads(cfg, SHAPES)
     for p in heads.parameters():  # errors of many sizes
         nn.init.normal_(p, std=0.2)
-    if name == "RFCNROIHeads":
+    if cfg.MODEL.ROI_HEADS.NAME == "RFCNROIHeads":
         maps = {"cls": torch.randn(2, 9 * (K + 1), 7, 7), "bbox": torch.randn(2, 9 * 4, 7, 7)}
-        maps = {kind: x.requires_grad_() for kind, x in maps.items()}
     else:
         maps = {"p2": torch.randn(2, 6, 25, 25), "p3": torch.randn(2, 6, 13, 13)}
+    maps = {name: x.requires_grad_() for name, x in maps.items()}
     _, proposals = make_inputs(agnostic=True)
     for p in proposals:
         p.remove("gt_boxes")
@@ -160,27 +158,49 @@ def test_every_head_keeps_the_hardest(name, monkeypatch):
     for target, p in zip(targets, proposals):
         target.gt_boxes = Boxes(p.proposal_boxes.tensor[:3] + 2.0)
         target.gt_classes = torch.tensor([0, 3, K - 1])
+    return heads, maps, proposals, targets
 
+
+@pytest.mark.parametrize(
+    "name", ["RFCNROIHeads", "MXNetROIHeads", "OHEMROIHeads", "HardPooledByAlign"]
+)
+def test_every_head_keeps_the_hardest(name, monkeypatch):
+    heads, maps, proposals, targets = make_heads(make_cfg(name))
+    # What all RoIs would give, and from that the hardest, slowly.
     seen = []
     losses = type(heads.box_predictor).losses
 
     def recording(self, predictions, proposals):
-        predictions[0].retain_grad()
         seen.append((predictions, proposals))
         return losses(self, predictions, proposals)
 
-    monkeypatch.setattr(type(heads.box_predictor), "losses", recording)
-    with EventStorage():
-        _, actual = heads(None, maps, proposals, targets)
+    with EventStorage(), monkeypatch.context() as patch:
+        patch.setattr(type(heads.box_predictor), "losses", recording)
+        patch.setattr(heads.box_predictor, "ohem_num", 0)
+        heads(None, maps, proposals, targets)
     ((predictions, labelled),) = seen
     assert [len(p) for p in labelled] == [30 + 3, 7 + 3]  # all, and the objects
     cls, box = slow_losses(predictions, labelled, 4)
     assert box > 0
+    inputs = [*maps.values(), *heads.parameters()]
+    expected = torch.autograd.grad(cls + box, inputs)
+
+    with EventStorage():
+        _, actual = heads(None, maps, proposals, targets)
     assert_close(actual["loss_cls"], cls)
     assert_close(actual["loss_box_reg"], box)
-    sum(actual.values()).backward()
-    rows = predictions[0].grad.abs().sum(dim=1) > 0
-    assert rows[:33].sum() == 4 and rows[33:].sum() == 4
+    assert_close(torch.autograd.grad(sum(actual.values()), inputs), expected)
+
+
+def test_predicted_boxes_are_those_of_all_rois():
+    """Where other branches train on predicted boxes, the RoIs that were not kept have them too."""
+    heads, *inputs = make_heads(make_cfg("OHEMROIHeads", TRAIN_ON_PRED_BOXES=True))
+    with EventStorage():
+        proposals, losses = heads(None, *inputs)
+    before = torch.cat([p.proposal_boxes.tensor for p in inputs[1]])
+    assert [len(p) for p in proposals] == [30 + 3, 7 + 3] and torch.isfinite(losses["loss_cls"])
+    for p in proposals:
+        assert not (p.proposal_boxes.tensor[:, None] == before).all(dim=2).any()
 
 
 def test_the_heads_of_a_user_stay_as_they_are():

@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_box_head
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, build_box_head
 from torch import Tensor, nn
 
 from ..box_clipping import clip_to_a_pixel
 from ..poolers import build_box_pooler
-from .ohem import OHEMFastRCNNOutputLayers
+from .ohem import OHEMFastRCNNOutputLayers, OHEMROIHeads
 
 __all__ = ["MXNetOutputLayers", "MXNetROIHeads"]
 
@@ -41,12 +41,12 @@ class MXNetOutputLayers(OHEMFastRCNNOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class MXNetROIHeads(StandardROIHeads):
+class MXNetROIHeads(OHEMROIHeads):
     """
-    detectron2's heads with the box branch of the MXNet code of Deformable ConvNets: Faster R-CNN
-    with two fully connected layers (arXiv 1703.06211, Sec. 2.3), on the dilated res5, which a 1x1
-    convolution narrows first, or on a feature pyramid without it. RoI pooling is that of the
-    original, plain or deformable (`build_box_pooler`).
+    detectron2's heads, with hard example mining (`OHEMROIHeads`) and the box branch of the MXNet
+    code of Deformable ConvNets: Faster R-CNN with two fully connected layers (arXiv 1703.06211,
+    Sec. 2.3), on the dilated res5, which a 1x1 convolution narrows first, or on a feature pyramid
+    without it. RoI pooling is that of the original, plain or deformable (`build_box_pooler`).
     """
 
     @configurable
@@ -56,7 +56,7 @@ class MXNetROIHeads(StandardROIHeads):
             conv_new: convolution of each feature map before it is pooled; None has none
             fill_batch: where fewer RoIs than wanted can be sampled, repeat background, including
                 RoIs that the matcher ignores, until there are as many
-            others: as in StandardROIHeads
+            others: as in OHEMROIHeads
         """
         super().__init__(**kwargs)
         self.conv_new = conv_new

@@ -111,3 +111,18 @@ class OHEMROIHeads(StandardROIHeads):
         ret = super()._init_box_head(cfg, input_shape)
         ret["box_predictor"] = OHEMFastRCNNOutputLayers(cfg, ret["box_head"].output_shape)
         return ret
+
+    def _forward_box(self, features, proposals):
+        """
+        As in StandardROIHeads, in training in two passes (arXiv 1604.03540, Sec. 4): all RoIs
+        without gradients, then those that were hardest. That is cheaper than one pass, and the same
+        unless the box head has batch normalisation.
+        """
+        # With predicted boxes as proposals, other branches need the predictions of all RoIs.
+        if self.training and self.box_predictor.ohem_num > 0 and not self.train_on_pred_boxes:
+            with torch.no_grad():
+                maps = [features[f] for f in self.box_in_features]
+                pooled = self.box_pooler(maps, [p.proposal_boxes for p in proposals])
+                predictions = self.box_predictor(self.box_head(pooled))
+            _, proposals = self.box_predictor.keep_hardest(predictions, proposals)
+        return super()._forward_box(features, proposals)
