@@ -1,0 +1,73 @@
+"""
+Inference of each deformable detector beside its plain one, with random weights, on an image of
+noise: the time of a whole model, from the image on the device to its detections.
+"""
+
+import sys
+
+import measure
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from dcn_projects import add_dcn_config
+
+# The configs, plain and deformable.
+PAIRS = {
+    "R-FCN": ("R-FCN/rfcn_R_101_C5_voc", "R-FCN/deformable_rfcn_R_101_C5_voc"),
+    "Faster R-CNN": (
+        "Faster-R-CNN/faster_rcnn_R_101_C5_voc",
+        "Faster-R-CNN/deformable_faster_rcnn_R_101_C5_voc",
+    ),
+    "FPN": ("FPN/fpn_R_101_coco", "FPN/deformable_fpn_R_101_coco"),
+}
+QUICK_PAIRS = {
+    "R-FCN": ("R-FCN/deformable_rfcn_R_14_C5_digits", "R-FCN/deformable_rfcn_R_14_C5_digits"),
+}
+# Of deformable / plain.
+MUST = {"R-FCN": {"cpu": 1.35, "cuda": 1.10}}
+
+
+def inference(config: str, image: torch.Tensor, device: str) -> measure.Call:
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_file(str(measure.ROOT / "configs" / f"{config}.yaml"))
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
+    model = build_model(cfg).eval()
+    inputs = [{"image": image, "height": image.shape[1], "width": image.shape[2]}]
+
+    def call():
+        with torch.no_grad():
+            return model(inputs)
+
+    return call
+
+
+def models_table(report, pairs: dict[str, tuple[str, str]], size: tuple[int, int], args):
+    columns = ["model", "ms, plain", "ms, deformable", "deformable / plain", "must"]
+    note = f"float32, one image of {size[0]} x {size[1]}, random weights."
+    with report.table("Inference", columns, note) as add:
+        image = torch.randint(256, (3, *size), dtype=torch.uint8)
+        for name, configs in pairs.items():
+            plain, deformable = (inference(c, image, args.device) for c in configs)
+            times = measure.rounds(
+                {"plain": plain, "deformable": deformable}, args, slow=["plain", "deformable"]
+            )
+            plain, deformable = times["plain"], times["deformable"]
+            must = MUST.get(name, {}).get(args.device)
+            row = [measure.ms(plain), measure.ms(deformable), measure.ratio(deformable, plain)]
+            add(name, *row, must)
+
+
+def main() -> bool:
+    args = measure.parse_args(__doc__)
+    report = measure.Report("models", args)
+    if args.quick:
+        models_table(report, QUICK_PAIRS, (96, 128), args)
+    else:
+        models_table(report, PAIRS, (600, 1000), args)
+    return report.failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
