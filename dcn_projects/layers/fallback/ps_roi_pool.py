@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -27,14 +27,7 @@ def ps_roi_pool(input, rois, output_size, spatial_scale, group_size):
         return out
 
     maps = input.to(dtype).unflatten(1, (-1, *group_size)).permute(0, 2, 3, 1, 4, 5)
-    finite = maps.isfinite()
-    out = sums(torch.where(finite, maps, 0))
-    if not finite.all():
-        # 0 times such a value is NaN: a product would spread it to bins that do not touch it.
-        for value in (float("inf"), -float("inf"), float("nan")):
-            there = maps.isnan() if value != value else maps == value
-            out += torch.where(sums(there.to(dtype)) > 0, value, 0)
-    return (out / count).permute(0, 3, 1, 2).to(input.dtype).contiguous()
+    return (_of_any_values(sums, maps) / count).permute(0, 3, 1, 2).to(input.dtype).contiguous()
 
 
 def ps_roi_pool_backward(grad, rois, output_size, spatial_scale, group_size, input_shape):
@@ -48,13 +41,30 @@ def ps_roi_pool_backward(grad, rois, output_size, spatial_scale, group_size, inp
     )
     touched = _touched_cells(op, rois, input_shape, output_size, spatial_scale, wide(grad.dtype))
     *_, count = touched
-    grad_bins = grad.permute(0, 2, 3, 1) / count
-    grad_maps = torch.zeros_like(grad_input, dtype=count.dtype)
-    maps = grad_maps.unflatten(1, (-1, *group_size)).permute(0, 2, 3, 1, 4, 5)
-    for cell, bins, rows, cols in _products(*touched, input_shape, group_size):
-        across = torch.einsum("rijd,rih->rjdh", grad_bins[bins], rows)
-        maps[cell] += torch.einsum("rjdh,rjw->dhw", across, cols)
-    return grad_maps.to(grad.dtype)
+
+    def spread(grad_bins):
+        grad_maps = grad_bins.new_zeros(input_shape)
+        maps = grad_maps.unflatten(1, (-1, *group_size)).permute(0, 2, 3, 1, 4, 5)
+        for cell, bins, rows, cols in _products(*touched, input_shape, group_size):
+            across = torch.einsum("rijd,rih->rjdh", grad_bins[bins], rows)
+            maps[cell] += torch.einsum("rjdh,rjw->dhw", across, cols)
+        return grad_maps
+
+    return _of_any_values(spread, grad.permute(0, 2, 3, 1) / count).to(grad.dtype)
+
+
+def _of_any_values(products: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+    """
+    Products of a tensor with zeros and ones, where 0 times infinity or NaN is 0: these must not
+    spread to what does not touch them.
+    """
+    finite = tensor.isfinite()
+    out = products(torch.where(finite, tensor, 0))
+    if not finite.all():
+        for value in (math.inf, -math.inf, math.nan):
+            there = tensor.isnan() if value != value else tensor == value
+            out += torch.where(products(there.to(tensor.dtype)) > 0, value, 0)
+    return out
 
 
 def _touched_cells(op, rois, shape, output_size, spatial_scale, dtype) -> tuple[Tensor, ...]:
