@@ -1,85 +1,277 @@
 import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["rename_rfcn"]
+__all__ = ["ModelOptions", "convert_mxnet"]
 
-_STAGE = re.compile(r"(res|bn)([2-5])([a-c])(\d*)_branch(1|2a|2b|2c)(_offset)?_(\w+)")
-_CONV = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
+# The deviations of the regression targets of RoIs in the original. Their means are 0.
+_BOX_STDS = (0.1, 0.1, 0.2, 0.2)
+_BLOCK = r"([2-5])(a|b|c|b[1-9]\d*)_branch(1|2a|2b|2c|2b_offset)"
+_LAYERS = {
+    "1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3", "2b_offset": "conv2_offset",
+}  # fmt: skip
 _NORM = {
-    "gamma": "norm.weight",
-    "beta": "norm.bias",
-    "moving_mean": "norm.running_mean",
-    "moving_var": "norm.running_var",
+    "arg:gamma": "weight",
+    "arg:beta": "bias",
+    "aux:moving_mean": "running_mean",
+    "aux:moving_var": "running_var",
 }
-_BINS = 7 * 7
+_RPN = "proposal_generator.rpn_head."
+_CLASSIFIER = "ImageNet classifier"
+
+
+class ModelOptions(NamedTuple):
+    """What the conversion has to know of a model, beside its parameters."""
+
+    bgr: bool  # the model reads BGR; the original RGB
+    bins: int  # of R-FCN's score maps, k * k
+    box_weights: tuple[float, ...]  # that the model divides the deltas of RoIs by
+    rpn_box_weights: tuple[float, ...]  # and those of the RPN
+    boxes_normalized: bool = False  # a box layer without `*_test` predicts normalised targets
+
+
+class Rule(NamedTuple):
+    """How a weight or bias becomes a parameter. Only their numbers of rows (axis 0) can differ."""
+
+    target: str
+    convert: Callable[[np.ndarray], np.ndarray] = np.asarray
+    source_rows: Callable[[int], int] = int  # from the rows of the parameter
+    box_block: int = 0  # of the box layer: rows for each coordinate
+
+
+def background_last(array: np.ndarray, block: int) -> np.ndarray:
+    """Class 0 is the background in the original, class K here. A class has `block` rows."""
+    return np.roll(array, -block, axis=0)
+
+
+def foreground_minus_background(array: np.ndarray) -> np.ndarray:
+    """A softmax over two logits is the sigmoid of their difference. The background comes first."""
+    background, foreground = np.split(array, 2)
+    return foreground - background
+
+
+def scale_deltas(array: np.ndarray, factors, block: int = 1) -> np.ndarray:
+    """Rows are (boxes, 4 coordinates, `block`): multiply each coordinate by its factor."""
+    factors = np.asarray(factors)[np.arange(len(array)) // block % 4]
+    return array * factors.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def foreground_boxes(array: np.ndarray, factors, block: int) -> np.ndarray:
+    """The first box is the background's, and unused."""
+    return scale_deltas(array[4 * block :], factors, block)
+
+
+def _networks(options: ModelOptions) -> dict[str, dict[str, Rule]]:
+    """The layers of each network beside its ResNet. The first one tells which network it is."""
+    bins = options.bins
+
+    def box_layer(target, block):
+        convert = partial(foreground_boxes, factors=options.box_weights, block=block)
+        return Rule(target, convert, lambda rows: rows + 4 * block, block)
+
+    rpn = {
+        "rpn_cls_score": Rule(
+            _RPN + "objectness_logits", foreground_minus_background, lambda rows: 2 * rows
+        ),
+        "rpn_bbox_pred": Rule(
+            _RPN + "anchor_deltas", partial(scale_deltas, factors=options.rpn_box_weights)
+        ),
+    }
+    # The order of (channel, row, column) in fully connected layers, of the planes (x, y) of RoI
+    # offsets, and of (y, x) per tap in the offsets of convolutions is the same as here.
+    box_head = {
+        "fc_new_1": Rule("roi_heads.box_head.fc1"),
+        "fc_new_2": Rule("roi_heads.box_head.fc2"),
+        "cls_score": Rule("roi_heads.box_predictor.cls_score", partial(background_last, block=1)),
+        "bbox_pred": box_layer("roi_heads.box_predictor.bbox_pred", 1),
+    }
+    offset_fc = "roi_heads.box_pooler.level_poolers.{}.offset_fc"
+    return {
+        "FPN": {
+            **{f"fpn_p{i}": Rule(f"backbone.fpn_output{i}") for i in range(2, 6)},
+            **{f"fpn_p{i}_1x1": Rule(f"backbone.fpn_lateral{i}") for i in range(2, 6)},
+            "fpn_p6": Rule("backbone.top_block.p6"),
+            "rpn_conv": Rule(_RPN + "conv"),
+            **rpn,
+            **{f"offset_p{i}": Rule(offset_fc.format(i - 2)) for i in range(2, 6)},
+            **box_head,
+        },
+        "R-FCN": {
+            "rfcn_cls": Rule("score_maps.rfcn_cls", partial(background_last, block=bins)),
+            "rfcn_bbox": box_layer("score_maps.rfcn_bbox", bins),
+            "rfcn_cls_offset_t": Rule(
+                "score_maps.rfcn_cls_offset", partial(background_last, block=2 * bins)
+            ),
+            "rfcn_bbox_offset_t": Rule("score_maps.rfcn_bbox_offset"),
+            "conv_new_1": Rule("score_maps.conv_new"),
+            "rpn_conv_3x3": Rule(_RPN + "conv"),
+            **rpn,
+        },
+        "Faster R-CNN": {
+            **box_head,
+            "conv_new_1": Rule("roi_heads.conv_new"),
+            "offset": Rule(offset_fc.format(0)),
+            "rpn_conv_3x3": Rule(_RPN + "conv"),
+            **rpn,
+        },
+        "DeepLab": {
+            "score": Rule("sem_seg_head.score"),
+            "fc6": Rule("sem_seg_head.fc6"),
+        },
+        _CLASSIFIER: {},
+    }
+
+
+def _is_bilinear(array: np.ndarray) -> bool:
+    tent = 1 - np.abs(np.arange(32) / 16 - 0.96875)
+    return array.shape[1:] == (1, 32, 32) and np.allclose(array, np.outer(tent, tent), atol=1e-3)
+
+
+# Arrays that no model here has a parameter for, and how they are known to be what they should.
+_LEFT_OUT = {
+    "DeepLab": {"arg:upsampling_weight": _is_bilinear},  # a fixed kernel
+    _CLASSIFIER: {
+        "arg:fc1000_weight": lambda array: array.ndim == 2 and len(array) == 1000,
+        "arg:fc1000_bias": lambda array: array.shape == (1000,),
+    },
+}
 
 
 def rename_backbone(name: str) -> str:
-    """Name of a ResNet parameter of the MXNet repository in detectron2, or '' if it is none."""
-    stem = re.fullmatch(r"(?:bn_)?conv1_(\w+)", name)
-    if stem:
-        return "backbone.stem.conv1." + _NORM.get(stem[1], stem[1])
-    block = _STAGE.fullmatch(name)
-    if not block:
-        return ""
-    _, stage, letter, number, branch, offset, kind = block.groups()
-    # res2a, res2b, res2c and res4a, res4b1 ... res4b22
-    index = int(number) if number else "abc".index(letter)
-    layer = _CONV[branch] + (offset or "")
-    return f"backbone.res{stage}.{index}.{layer}.{_NORM.get(kind, kind)}"
-
-
-def rename_rfcn(arrays: dict[str, np.ndarray], input_format: str = "BGR") -> dict[str, np.ndarray]:
     """
-    Parameters of a (Deformable) R-FCN of the MXNet repository, with the names and the layout of
-    `RFCN` here.
+    Args:
+        name: of an array of the original, with its group, "arg:" or "aux:"
+    Returns:
+        str: the name in detectron2's ResNet, or '' if it is not of a ResNet
+    """
+    if name == "arg:conv1_weight":
+        return "stem.conv1.weight"
+    if match := re.fullmatch(rf"arg:res{_BLOCK}_(weight|bias)", name):
+        stage, block, layer, kind = match.groups()
+    elif match := re.fullmatch(rf"(a..:)bn(?:_conv1|{_BLOCK})_(\w+)", name):
+        group, stage, block, layer, kind = match.groups()
+        if group + kind not in _NORM:
+            return ""
+        kind = "norm." + _NORM[group + kind]
+    else:
+        return ""
+    if stage is None:
+        return f"stem.conv1.{kind}"
+    # res2a, res2b, res2c and res4a, res4b1 ... res4b22
+    index = int(block[1:]) if len(block) > 1 else "abc".index(block)
+    return f"res{stage}.{index}.{_LAYERS[layer]}.{kind}"
+
+
+def _find_rule(name: str, layers: dict[str, Rule], backbone: str, bgr: bool) -> Rule | None:
+    """`backbone` is the prefix of the model's ResNet."""
+    if renamed := rename_backbone(name):
+        reverse = bgr and renamed == "stem.conv1.weight"
+        return Rule(backbone + renamed, (lambda array: array[:, ::-1]) if reverse else np.asarray)
+    match = re.fullmatch(r"arg:(\w+)_(weight|bias)", name)
+    if not match or match[1] not in layers:
+        return None
+    rule = layers[match[1]]
+    return rule._replace(target=f"{rule.target}.{match[2]}")
+
+
+def convert_mxnet(
+    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], options: ModelOptions
+) -> tuple[str, dict[str, np.ndarray]]:
+    """
+    Turn the arrays of a network of the MXNet code of Deformable ConvNets, or of the ResNet that
+    it starts from, into the state of a model here.
+
+    A detector that the original saved holds its box layer twice: as it is trained, with normalised
+    targets, and in arrays `*_test` multiplied by their deviations, with which it detects. One
+    without `*_test` detects with what there is, unless `boxes_normalized`. In each case the model
+    gets the layer that moves its boxes as far.
 
     Args:
-        arrays: "arg:NAME" or "aux:NAME" -> array, as in its .params files
-        input_format: INPUT.FORMAT of the model. The original reads RGB.
+        arrays: "arg:NAME" or "aux:NAME" -> array
+        shapes: name -> shape of every parameter and buffer of the model
+        options: of the model
     Returns:
-        dict: state of the model, without pixel mean and deviation
+        the name of the network, and name -> array, float32, of everything in `shapes`; from an
+        ImageNet classifier only its ResNet, without the offset layers, which it does not have
     Raises:
-        ValueError: if an array is missing, or there is one that is none of this network's
+        ValueError: with a list of all arrays that the model has no place for, that do not have
+            the shape, type or values that they should have, and of all parameters without an array
     """
-    params = {}
-    rest = {key.split(":", 1)[1]: array for key, array in arrays.items()}
+    networks = _networks(options)
+    network, layers = next(
+        (name, layers)
+        for name, layers in networks.items()
+        if not layers or f"arg:{next(iter(layers))}_weight" in arrays
+    )
+    is_fpn = any(name.startswith("backbone.bottom_up.") for name in shapes)
+    backbone = "backbone.bottom_up." if is_fpn else "backbone."
+    expected = [name for name in shapes if not name.endswith("num_batches_tracked")]
+    if network == _CLASSIFIER:
+        resnet = re.compile(re.escape(backbone) + r"(stem|res\d)\.(?!.*_offset)")
+        expected = [name for name in expected if resnet.match(name)]
+    left_out = _LEFT_OUT.get(network, {})
 
-    def take(name: str) -> np.ndarray:
-        if name not in rest:
-            raise ValueError(f"{name} is missing: not all of an R-FCN")
-        return rest.pop(name)
+    found, unknown, unfit = {}, [], []
+    for name, array in _detecting_boxes(arrays, layers, options.boxes_normalized, unfit).items():
+        rule = _find_rule(name, layers, backbone, options.bgr)
+        if name in left_out:
+            if not left_out[name](array):
+                unfit.append(f"{name} {array.shape} is not that of a {network}")
+        elif rule is None or rule.target not in shapes:
+            unknown.append(name + (f" (as {rule.target})" if rule else ""))
+        elif rule.target in found:
+            unfit.append(f"{name} is {rule.target}, as another array is")
+        else:
+            rows, *rest = shapes[rule.target]
+            shape = (rule.source_rows(rows), *rest)
+            if array.shape != shape or array.dtype.kind != "f":
+                unfit.append(f"{name} is {array.dtype} {array.shape}, expected float {shape}")
+            found[rule.target] = rule, array
+    missing = [name for name in expected if name not in found]
 
-    # A saved detector also holds its box layer with the deviations of the targets multiplied in;
-    # the raw one is what BBOX_REG_WEIGHTS (10, 10, 5, 5) belongs to.
-    for name in ("rfcn_bbox_weight_test", "rfcn_bbox_bias_test"):
-        rest.pop(name, None)
-    for name in list(rest):
-        renamed = rename_backbone(name)
-        if renamed:
-            params[renamed] = rest.pop(name)
-    if input_format == "BGR":
-        stem = "backbone.stem.conv1.weight"
-        params[stem] = params[stem][:, ::-1].copy()
+    problems = {
+        "the model has no parameter for": unknown,
+        "these arrays are not what they should be": unfit,
+        "the file has no array for": missing,
+    }
+    lists = [f"{what}\n    " + "\n    ".join(names) for what, names in problems.items() if names]
+    if lists:
+        raise ValueError("\n".join([f"an MXNet {network} that does not fit the model", *lists]))
+    params = {name: rule.convert(array) for name, (rule, array) in found.items()}
+    return network, {name: np.array(array, np.float32) for name, array in params.items()}
 
-    rpn = "proposal_generator.rpn_head."
-    for kind in ("weight", "bias"):
-        params[f"{rpn}conv.{kind}"] = take(f"rpn_conv_3x3_{kind}")
-        # Softmax over (background, foreground) is the sigmoid of their difference.
-        background, foreground = np.split(take(f"rpn_cls_score_{kind}"), 2)
-        params[f"{rpn}objectness_logits.{kind}"] = foreground - background
-        params[f"{rpn}anchor_deltas.{kind}"] = take(f"rpn_bbox_pred_{kind}")
-        params[f"score_maps.conv_new.{kind}"] = take(f"conv_new_1_{kind}")
-        # Class 0 is the background there, class K here.
-        cls = take(f"rfcn_cls_{kind}")
-        params[f"score_maps.rfcn_cls.{kind}"] = np.roll(cls, -_BINS, axis=0)
-        # The first of two boxes is the background's, and unused.
-        params[f"score_maps.rfcn_bbox.{kind}"] = take(f"rfcn_bbox_{kind}")[4 * _BINS :]
-        if f"rfcn_cls_offset_t_{kind}" in rest:
-            cls = take(f"rfcn_cls_offset_t_{kind}")
-            params[f"score_maps.rfcn_cls_offset.{kind}"] = np.roll(cls, -2 * _BINS, axis=0)
-            params[f"score_maps.rfcn_bbox_offset.{kind}"] = take(f"rfcn_bbox_offset_t_{kind}")
-    if rest:
-        raise ValueError(f"not parameters of an R-FCN: {sorted(rest)}")
-    return params
+
+def _detecting_boxes(
+    arrays: Mapping[str, np.ndarray], layers: dict[str, Rule], normalized: bool, unfit: list[str]
+) -> dict[str, np.ndarray]:
+    """
+    The arrays with the box layer that the original detects with, and without `*_test`. What is
+    wrong with them is added to `unfit`.
+    """
+    arrays = dict(arrays)
+    for layer, rule in layers.items():
+        names = [f"arg:{layer}_{kind}" for kind in ("weight", "bias")]
+        saved_twice = any(name + "_test" in arrays for name in names)
+        if not rule.box_block or not (saved_twice or normalized):
+            continue
+        for name in names:
+            detecting = arrays.pop(name + "_test", None)
+            if name not in arrays:
+                if detecting is not None:
+                    arrays[name] = detecting
+                continue
+            trained = np.atleast_1d(arrays[name]).astype(np.float64)
+            arrays[name] = scale_deltas(trained, _BOX_STDS, rule.box_block)
+            if saved_twice and not _equal(arrays[name], detecting):
+                unfit.append(f"{name}_test is not {name} times the deviations {_BOX_STDS}")
+    return arrays
+
+
+def _equal(a: np.ndarray, b: np.ndarray | None) -> bool:
+    """Up to the precision of 16 bits, in which arrays may have been saved."""
+    if b is None or a.shape != b.shape:
+        return False
+    return np.allclose(a, b, rtol=0, atol=1e-3 * np.abs(a).max(initial=0))

@@ -1,4 +1,4 @@
-"""R-FCN with the parameters of the recorded official network gives the recorded numbers."""
+"""The recorded official R-FCN, converted from its `.params` file, gives the recorded numbers."""
 
 import json
 from pathlib import Path
@@ -6,32 +6,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from dcn_projects import add_dcn_config
-from dcn_projects.checkpoint.mxnet import rename_rfcn
+from dcn_projects.checkpoint import convert_weights
+from tests.checkpoint.params_writer import write_params
 from tests.checkpoint.seeded_params import load_network
 
 ROOT = Path(__file__).parents[2]
 GOLDENS = ROOT / "tests/goldens/mxnet_nets"
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of deltas, in the config
 
 
 @pytest.fixture(scope="module")
-def model():
+def model(tmp_path_factory):
+    """The config as it is, with the checkpoint that the conversion writes for it."""
     cfg = get_cfg()
     add_dcn_config(cfg)
     cfg.merge_from_file(ROOT / "configs/R-FCN/rfcn_R_101_C5_coco.yaml")
     cfg.MODEL.DEVICE = "cpu"
-    # The recorded network applies its deltas as they are.
-    cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
     model = build_model(cfg).eval()
-    params = rename_rfcn(load_network(GOLDENS, "rfcn"), input_format=cfg.INPUT.FORMAT)
-    unused = model.load_state_dict(
-        {name: torch.from_numpy(np.ascontiguousarray(p)) for name, p in params.items()},
-        strict=False,
-    )
-    assert not unused.missing_keys and not unused.unexpected_keys
+    folder = tmp_path_factory.mktemp("weights")
+    source, output = folder / "rfcn-0000.params", folder / "rfcn.pkl"
+    write_params(source, load_network(GOLDENS, "rfcn"))
+    shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    assert convert_weights(source, output, cfg, shapes) == "MXNet R-FCN"
+    DetectionCheckpointer(model).load(str(output))
     return model
 
 
@@ -87,7 +89,7 @@ def test_votes(case, model, prefix):
     rois = torch.from_numpy(recorded[f"{prefix}rois"]) + torch.tensor([0.0, 0, 0, 1, 1])
     with torch.no_grad():
         scores = model.roi_heads.vote(maps, rois, "cls").softmax(dim=1).roll(1, dims=1)
-        deltas = model.roi_heads.vote(maps, rois, "bbox")
+        deltas = model.roi_heads.vote(maps, rois, "bbox") / torch.tensor(WEIGHTS)
     assert not info[f"{prefix}unstable_rows"]
     np.testing.assert_allclose(scores, recorded[f"{prefix}cls_prob"], atol=2e-5)
     np.testing.assert_allclose(deltas, recorded[f"{prefix}bbox_pred"][:, 4:], atol=2e-5)

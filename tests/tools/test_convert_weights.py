@@ -1,0 +1,168 @@
+"""The command line on a small network: what is written, what loads, and mistaken runs."""
+
+import os
+import pickle
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from dcn_projects import add_dcn_config
+from tests.checkpoint.original_networks import Original
+from tests.checkpoint.params_writer import write_params
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "convert_weights.py"
+CONFIG = ROOT / "configs/R-FCN/deformable_rfcn_R_101_C5_voc.yaml"
+NARROW = """
+    MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.STEM_OUT_CHANNELS 4 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+    MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.RPN.CONV_DIMS [32] MODEL.RFCN.CONV_DIM 64
+""".split()
+ORIGINAL = Original("R-FCN", True, classes=21, units=(1, 1, 1, 1), shrink=16)
+
+
+@pytest.fixture
+def run_tool(monkeypatch, capsys):
+    """Returns the exit code (an error's message is one, too) and what was printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
+        try:
+            runpy.run_path(str(TOOL), run_name="__main__")
+            code = 0
+        except SystemExit as e:
+            code = e.code
+        return code, capsys.readouterr().out
+
+    return run
+
+
+def random_arrays(shapes):
+    rng = np.random.default_rng(0)
+    return {name: rng.random(shape, np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def source(tmp_path):
+    write_params(tmp_path / "rfcn_dcn_voc-0000.params", random_arrays(ORIGINAL.parameters()))
+    return tmp_path / "rfcn_dcn_voc-0000.params"
+
+
+def build():
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_file(CONFIG)
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", *NARROW])
+    return build_model(cfg)
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth"])
+def test_what_is_written_fills_the_model(run_tool, source, tmp_path, suffix):
+    output = tmp_path / f"model.{suffix}"
+    output.write_text("an older one")
+    code, printed = run_tool(source, output, "--config-file", CONFIG, *NARROW)
+    assert (code, printed) == (0, f"{output} is written from {source}: MXNet R-FCN\n")
+    assert sorted(os.listdir(tmp_path)) == [output.name, source.name]
+    state = DetectionCheckpointer(build())._load_file(str(output))
+    assert not state.get("matching_heuristics") and state["__author__"] == "dcn_projects"
+    model = build()
+    unused = model.load_state_dict({k: torch.as_tensor(v) for k, v in state["model"].items()})
+    assert not unused.missing_keys and not unused.unexpected_keys
+    bias = random_arrays(ORIGINAL.parameters())["arg:rfcn_bbox_offset_t_bias"]
+    assert model.score_maps.rfcn_bbox_offset.bias.detach().numpy().tolist() == bias.tolist()
+
+
+def test_equal_runs_write_equal_bytes(run_tool, source, tmp_path):
+    for name in ("a.pkl", "b.pkl"):
+        assert run_tool(source, tmp_path / name, "--config-file", CONFIG, *NARROW)[0] == 0
+    assert (tmp_path / "a.pkl").read_bytes() == (tmp_path / "b.pkl").read_bytes()
+
+
+def test_border_rule_is_noted(run_tool, source, tmp_path):
+    opts = [*NARROW, "MODEL.RESNETS.DEFORM_LEGACY_BORDER", "False"]
+    code, printed = run_tool(source, tmp_path / "a.pkl", "--config-file", CONFIG, *opts)
+    assert code == 0 and "set MODEL.RESNETS.DEFORM_LEGACY_BORDER True" in printed
+
+
+def test_normalized_boxes(run_tool, source, tmp_path):
+    """Without *_test arrays the deltas are taken as they are, or divided by the deviations."""
+    states = []
+    for i, option in enumerate(([], ["--normalized-boxes"])):
+        output = tmp_path / f"{i}.pkl"
+        run_tool(source, output, "--config-file", CONFIG, *option, *NARROW)
+        states.append(pickle.loads(output.read_bytes())["model"]["score_maps.rfcn_bbox.bias"])
+    trained = random_arrays(ORIGINAL.parameters())["arg:rfcn_bbox_bias"][196:]
+    np.testing.assert_array_equal(states[1], trained)
+    np.testing.assert_allclose(states[0], trained * np.repeat([10, 10, 5, 5], 49), rtol=1e-6)
+
+
+def test_imagenet_classifier_starts_a_model(run_tool, tmp_path):
+    """What the file does not have are the heads and offset layers: their start is kept."""
+    shapes = ORIGINAL.resnet() | {"arg:fc1000_weight": (1000, 128), "arg:fc1000_bias": (1000,)}
+    write_params(tmp_path / "resnet_v1_101-0000.params", random_arrays(shapes))
+    source, output = tmp_path / "resnet_v1_101-0000.params", tmp_path / "resnet.pkl"
+    code, printed = run_tool(source, output, "--config-file", CONFIG, *NARROW)
+    assert code == 0 and "MXNet ImageNet classifier" in printed
+    model = build()
+    state = {k: torch.from_numpy(v) for k, v in pickle.loads(output.read_bytes())["model"].items()}
+    keys = model.load_state_dict(state, strict=False)
+    assert not keys.unexpected_keys
+    heads = ("proposal_generator.", "score_maps.", "backbone.res5.0.conv2_offset.")
+    assert len(keys.missing_keys) == 6 + 10 + 2
+    assert all(key.startswith(heads) for key in keys.missing_keys)
+    (reported,) = DetectionCheckpointer(model).load(str(output)).items()
+    assert reported == ("__author__", "dcn_projects")
+
+
+def test_mistakes(run_tool, source, tmp_path):
+    output = tmp_path / "model.pkl"
+    config = ["--config-file", CONFIG, *NARROW]
+
+    def fails(*arguments):
+        code, _ = run_tool(*arguments)
+        assert isinstance(code, str) and code.startswith("error: ")
+        assert not output.exists()
+        return code
+
+    assert "nowhere.params does not exist" in fails(tmp_path / "nowhere.params", output, *config)
+    assert "model.zip: the name of a checkpoint ends" in fails(
+        source, tmp_path / "model.zip", *config
+    )
+    assert "unknown kind of weights, expected .params" in fails(CONFIG, output, *config)
+    assert "No such file" in fails(source, tmp_path / "nowhere" / "model.pkl", *config)
+    assert "PIXEL_STD" in fails(source, output, *config, "MODEL.PIXEL_STD", "[57.0, 57.0, 58.0]")
+    assert "PIXEL_MEAN" in fails(source, output, *config, "INPUT.FORMAT", "RGB")
+    assert "Non-existent key: MODEL.DEPTH" in fails(source, output, *config, "MODEL.DEPTH", "50")
+    classes = fails(source, output, *config, "MODEL.ROI_HEADS.NUM_CLASSES", "80")
+    assert "arg:rfcn_cls_bias is float32 (1029,), expected float (3969,)" in classes
+    assert str(source) in classes
+    source.write_bytes(source.read_bytes()[:5000])
+    assert f"{source}: array 24 of 103, at byte" in fails(source, output, *config)
+    assert os.listdir(tmp_path) == [source.name]
+
+
+def test_source_is_never_overwritten(run_tool, source, tmp_path):
+    link = tmp_path / "model.pkl"
+    link.symlink_to(source)
+    content = source.read_bytes()
+    code, _ = run_tool(source, link, "--config-file", CONFIG, *NARROW)
+    assert "is the source itself" in code and source.read_bytes() == content
+
+
+def test_a_failed_write_leaves_the_older_file(run_tool, source, tmp_path, monkeypatch):
+    output = tmp_path / "model.pkl"
+    output.write_text("an older one")
+
+    def fail(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(pickle, "dump", fail)
+    assert "no space left" in run_tool(source, output, "--config-file", CONFIG, *NARROW)[0]
+    assert output.read_text() == "an older one"
+    assert sorted(os.listdir(tmp_path)) == [output.name, source.name]
