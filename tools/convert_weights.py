@@ -4,8 +4,8 @@ Convert published weights of the original implementations to a checkpoint for a 
 
     python tools/convert_weights.py rfcn_dcn_coco-0000.params rfcn_dcn_coco.pkl \\
         --config-file configs/R-FCN/deformable_rfcn_R_101_C5_coco.yaml
-    python train_net.py --eval-only MODEL.WEIGHTS rfcn_dcn_coco.pkl \\
-        --config-file configs/R-FCN/deformable_rfcn_R_101_C5_coco.yaml
+    python train_net.py --config-file configs/R-FCN/deformable_rfcn_R_101_C5_coco.yaml \\
+        --eval-only MODEL.WEIGHTS rfcn_dcn_coco.pkl
 
 Of MXNet: the `.params` files of the Deformable ConvNets detectors and of the ImageNet classifier
 that they start from. Arrays that are unknown, missing or misshapen are listed, and nothing is

@@ -23,6 +23,7 @@ class Original:
         name: key of COUNTS
         deformable: with deformable convolutions and RoI pooling
         classes: with the background, 21 or 81
+        anchors: per cell of the RPN
         units: blocks of res2..res5
         shrink: divides the channels of all layers
     """
@@ -30,6 +31,7 @@ class Original:
     name: str
     deformable: bool
     classes: int
+    anchors: int
     units: tuple[int, ...] = (3, 4, 23, 3)
     shrink: int = 1
 
@@ -82,13 +84,11 @@ class Original:
                 layers[f"fpn_p{i}"] = (narrow, narrow, 3, 3)
             layers["fpn_p6"] = (narrow, res5, 3, 3)
             layers["rpn_conv"] = (hidden, narrow, 3, 3)
-            anchors = 3
         else:
             layers["rpn_conv_3x3"] = (hidden, res4, 3, 3)
             layers["conv_new_1"] = (fc if self.name == "R-FCN" else narrow, res5, 1, 1)
-            anchors = 9 if self.classes == 21 else 12
-        layers["rpn_cls_score"] = (2 * anchors, hidden, 1, 1)
-        layers["rpn_bbox_pred"] = (4 * anchors, hidden, 1, 1)
+        layers["rpn_cls_score"] = (2 * self.anchors, hidden, 1, 1)
+        layers["rpn_bbox_pred"] = (4 * self.anchors, hidden, 1, 1)
         if self.name == "R-FCN":
             layers["rfcn_cls"] = (49 * self.classes, fc, 1, 1)
             layers["rfcn_bbox"] = (49 * 8, fc, 1, 1)

@@ -24,7 +24,7 @@ NARROW = """
     MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.STEM_OUT_CHANNELS 4 MODEL.RESNETS.RES2_OUT_CHANNELS 16
     MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.RPN.CONV_DIMS [32] MODEL.RFCN.CONV_DIM 64
 """.split()
-ORIGINAL = Original("R-FCN", True, classes=21, units=(1, 1, 1, 1), shrink=16)
+ORIGINAL = Original("R-FCN", True, classes=21, anchors=9, units=(1, 1, 1, 1), shrink=16)
 
 
 @pytest.fixture
