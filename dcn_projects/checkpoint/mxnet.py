@@ -49,7 +49,7 @@ def background_last(array: np.ndarray, block: int) -> np.ndarray:
 
 def foreground_minus_background(array: np.ndarray) -> np.ndarray:
     """A softmax over two logits is the sigmoid of their difference. The background comes first."""
-    background, foreground = np.split(array, 2)
+    background, foreground = np.split(array.astype(np.float32), 2)
     return foreground - background
 
 
@@ -133,9 +133,11 @@ def _is_bilinear(array: np.ndarray) -> bool:
 # Arrays that no model here has a parameter for, and how they are known to be what they should.
 _LEFT_OUT = {
     "DeepLab": {"arg:upsampling_weight": _is_bilinear},  # a fixed kernel
+    # The layer has Caffe's name, or MXNet's own.
     _CLASSIFIER: {
-        "arg:fc1000_weight": lambda array: array.ndim == 2 and len(array) == 1000,
-        "arg:fc1000_bias": lambda array: array.shape == (1000,),
+        f"arg:{layer}_{kind}": lambda array, rank=rank: array.ndim == rank and len(array) == 1000
+        for layer in ("fc1000", "fc1")
+        for kind, rank in (("weight", 2), ("bias", 1))
     },
 }
 

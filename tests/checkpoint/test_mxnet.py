@@ -258,14 +258,25 @@ def test_upsampling_kernel_is_checked():
         convert_mxnet(arrays, make_shapes("DeepLab"), OPTIONS)
 
 
+def test_half_precision_is_widened_before_it_is_subtracted():
+    arrays = make_source("FPN")
+    bias = np.array([1000, 1000, 1000, 0.3, 0.3, 0.3], np.float16)
+    _, params = convert_mxnet(
+        arrays | {"arg:rpn_cls_score_bias": bias}, make_shapes("FPN"), OPTIONS
+    )
+    expected = np.float32(np.float16(0.3)) - 1000
+    assert (params[HEAD + "objectness_logits.bias"] == expected).all()
+
+
 @pytest.mark.parametrize("bottom_up", ["", "bottom_up."])
-def test_imagenet_classifier(bottom_up):
+@pytest.mark.parametrize("fc", ["fc1000", "fc1"])
+def test_imagenet_classifier(bottom_up, fc):
     """All but the ResNet, and its offsets, is left as the model starts it."""
     arrays = {
         "arg:conv1_weight": np.ones((2, 3, 1, 1), np.float32),
         "arg:res5a_branch2b_weight": np.ones(4, np.float32),
-        "arg:fc1000_weight": np.ones((1000, 2), np.float32),
-        "arg:fc1000_bias": np.ones(1000, np.float32),
+        f"arg:{fc}_weight": np.ones((1000, 2), np.float32),
+        f"arg:{fc}_bias": np.ones(1000, np.float32),
     }
     stem, conv = (f"backbone.{bottom_up}{n}.weight" for n in ("stem.conv1", "res5.0.conv2"))
     shapes = {stem: (2, 3, 1, 1), conv: (4,)}
@@ -279,5 +290,5 @@ def test_imagenet_classifier(bottom_up):
     missing = {f"backbone.{bottom_up}res2.0.conv1.weight": (1,)}
     with pytest.raises(ValueError, match=r"has no array for\n.*res2.0.conv1.weight$"):
         convert_mxnet(arrays, shapes | others | missing, OPTIONS)
-    with pytest.raises(ValueError, match=r"arg:fc1000_bias .21,. is not that of an? ImageNet clas"):
-        convert_mxnet(arrays | {"arg:fc1000_bias": np.ones(21)}, shapes | others, OPTIONS)
+    with pytest.raises(ValueError, match=r"_bias .21,. is not that of an? ImageNet classifier"):
+        convert_mxnet(arrays | {f"arg:{fc}_bias": np.ones(21)}, shapes | others, OPTIONS)
