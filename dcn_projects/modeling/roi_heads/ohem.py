@@ -124,5 +124,8 @@ class OHEMROIHeads(StandardROIHeads):
                 maps = [features[f] for f in self.box_in_features]
                 pooled = self.box_pooler(maps, [p.proposal_boxes for p in proposals])
                 predictions = self.box_predictor(self.box_head(pooled))
+            # Under autocast an older PyTorch (2.4) goes on with the weights that were cast here,
+            # which have no gradient.
+            torch.clear_autocast_cache()
             _, proposals = self.box_predictor.keep_hardest(predictions, proposals)
         return super()._forward_box(features, proposals)
