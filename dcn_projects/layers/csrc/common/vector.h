@@ -94,7 +94,7 @@ using wider_t = std::conditional_t<(sizeof(S) > sizeof(T)), S, T>;
 #endif
 #endif
 
-// to[k] = the sum of the elements of v[k], in an order that depends on neither.
+// to[k] = the sum of the elements of v[k].
 template <typename T>
 DCN_HOST_DEVICE void sum_each(const vector_t<T> (&v)[4], T* to) {
   constexpr int kHalf = 32 / sizeof(T);
