@@ -28,6 +28,7 @@ def own_dataset(tmp_path):
     "name, words",
     [
         ("digits_coco_train", ["digits_coco/recipe.json", "make_dataset.py --format coco"]),
+        ("digits_coco_hard_train", ["digits_coco_hard/recipe.json", "--format coco --hard"]),
         ("digits_voc_test", ["digits_voc/recipe.json", "make_dataset.py --format voc"]),
         ("digits_cityscapes_sem_seg_val", ["make_dataset.py --format cityscapes"]),
         (

@@ -86,6 +86,24 @@ def test_warped_glyph_is_one_piece_of_the_given_size(side):
         assert count_pieces(ink) == 1
 
 
+def test_strength_bends_a_glyph_and_nothing_else():
+    """Seen from straight lines: without the smooth part a straight stroke stays straight."""
+    stroke = np.zeros((64, 64), np.float32)
+    stroke[4:-4, 28:36] = 1
+
+    def bend(seed, strength):
+        """Largest distance of a row's centre from the straight line through all rows' centres."""
+        ink = warp_glyph(np.random.default_rng(seed), stroke, 100.0, strength) > 0.5
+        rows = np.arange(len(ink))[10:-10]  # without the ends, which are cut square
+        centres = np.array([np.flatnonzero(ink[row]).mean() for row in rows])
+        line = np.polyval(np.polyfit(rows, centres, 1), rows)
+        return np.abs(centres - line).max()
+
+    bends = {s: np.mean([bend(seed, s) for seed in range(12)]) for s in (0.0, 1.0, 2.0)}
+    assert bends[0.0] < 1.0
+    assert bends[1.0] > 3 * bends[0.0] and bends[2.0] > 1.4 * bends[1.0]
+
+
 def count_pieces(mask):
     """Pieces of a mask, 8 neighbours each, by flooding."""
     left, pieces = {tuple(p) for p in np.argwhere(mask)}, 0

@@ -1,11 +1,14 @@
 """The command line: the same bytes again, no work twice, interrupted and mistaken runs."""
 
+import json
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+from detectron2.data import MetadataCatalog
 
+from dcn_projects.data.datasets.builtin import ROOT
 from dcn_projects.data.datasets.warped_digits import layouts
 
 TOOL = Path(__file__).parents[2] / "tools" / "make_dataset.py"
@@ -45,6 +48,19 @@ def test_same_seed_same_bytes(run_tool, tmp_path, format):
     assert a.keys() == c.keys()
     differing = [name for name in a if a[name] != c[name]]
     assert all(name in differing for name in a if name.endswith((".jpg", "leftImg8bit.png")))
+
+
+def test_hard_deforms_more_and_has_a_folder_of_its_own(run_tool, tmp_path, monkeypatch):
+    run_tool("--output", tmp_path / "a", *SMALL)
+    run_tool("--output", tmp_path / "b", "--hard", *SMALL)
+    a, b = (contents(tmp_path / name) for name in "ab")
+    assert json.loads(b.pop("recipe.json")) == json.loads(a.pop("recipe.json")) | {"warp": 2.0}
+    assert a.keys() == b.keys() and all(a[name] != b[name] for name in a)
+
+    monkeypatch.setattr("dcn_projects.data.datasets.builtin.ROOT", str(tmp_path))
+    run_tool("--hard", "--format", "voc", *SMALL)
+    expected = MetadataCatalog.get("digits_voc_hard_test").recipe_file
+    assert (tmp_path / Path(expected).relative_to(ROOT)).exists()
 
 
 def test_more_images_begin_with_the_same(run_tool, tmp_path):

@@ -4,7 +4,8 @@ Data sets that detectron2 does not register.
 Their files lie under the folder DETECTRON2_DATASETS, or "datasets" where that is not set.
 
 - `digits_coco_*`, `digits_voc_*`, `digits_cityscapes_*`: warped digits, from tools/make_dataset.py.
-  In the Cityscapes layout the classes are Cityscapes' own, see `CityscapesLayout`.
+  In the Cityscapes layout the classes are Cityscapes' own, see `CityscapesLayout`. With `_hard`
+  behind the layout's name they are deformed twice as much.
 - `voc_*_easy`: Pascal VOC without its difficult objects, on which the original R-FCN trains.
 """
 
@@ -24,19 +25,23 @@ ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 DIGIT_CLASSES = tuple("0123456789")
 RECIPE_FILE = "recipe.json"  # appears in a folder of digits when everything else is there
 
+DEGREES = ("", "_hard")  # of deformation
+
 # name: (image folder, annotations)
 COCO = {
-    f"digits_coco_{split}": (
-        f"digits_coco/{split}",
-        f"digits_coco/annotations/instances_{split}.json",
+    f"digits_coco{degree}_{split}": (
+        f"digits_coco{degree}/{split}",
+        f"digits_coco{degree}/annotations/instances_{split}.json",
     )
+    for degree in DEGREES
     for split in ("train", "test")
 }
 # name: (folder, split, year of the metric, class names, loader)
 VOC = {
-    f"digits_voc_{split}": (
-        "digits_voc/VOCdevkit/VOC2012", split, 2012, DIGIT_CLASSES, load_voc_instances
+    f"digits_voc{degree}_{split}": (
+        f"digits_voc{degree}/VOCdevkit/VOC2012", split, 2012, DIGIT_CLASSES, load_voc_instances
     )
+    for degree in DEGREES
     for split in ("train", "test")
 } | {
     f"voc_{year}_trainval_easy": (
@@ -46,9 +51,12 @@ VOC = {
 }  # fmt: skip
 # name: (image folder, annotation folder, task)
 CITYSCAPES = {
-    f"digits_cityscapes_{task}_{split}": (
-        f"digits_cityscapes/leftImg8bit/{split}/", f"digits_cityscapes/gtFine/{split}/", task
+    f"digits_cityscapes{degree}_{task}_{split}": (
+        f"digits_cityscapes{degree}/leftImg8bit/{split}/",
+        f"digits_cityscapes{degree}/gtFine/{split}/",
+        task,
     )
+    for degree in DEGREES
     for task in ("instance_seg", "sem_seg")
     for split in ("train", "val")
 }  # fmt: skip
@@ -68,10 +76,8 @@ def register_all(root: str):
         )
     for name in (*COCO, *VOC, *CITYSCAPES):
         if name.startswith("digits_"):
-            layout = name.split("_")[1]
-            MetadataCatalog.get(name).recipe_file = os.path.join(
-                root, f"digits_{layout}", RECIPE_FILE
-            )
+            folder = "_".join(name.split("_")[: 3 if "_hard" in name else 2])
+            MetadataCatalog.get(name).recipe_file = os.path.join(root, folder, RECIPE_FILE)
 
 
 def _register_voc(name, dirname, split, year, class_names, loader):

@@ -46,7 +46,8 @@ def check_datasets(names: Iterable[str]):
 
 def _remedy(name: str, path: str) -> str:
     if name.startswith("digits_"):
-        return f"make it: python tools/make_dataset.py --format {name.split('_')[1]}"
+        hard = " --hard" if "_hard_" in name else ""
+        return f"make it: python tools/make_dataset.py --format {name.split('_')[1]}{hard}"
     inside = os.path.relpath(path, ROOT)
     if inside.startswith(".."):
         return "correct the path with which it is registered"

@@ -45,18 +45,18 @@ class _Warp:
     """
     A random map from the points of the picture to the points of the glyph that are seen there: a
     linear map (rotation, stretch, shear) and a smooth shift, which cubic interpolation makes of
-    4 x 4 control points. The glyph spans -1..1, the control points -EXTENT..EXTENT.
+    4 x 4 control points; `strength` is a factor on the shift. The glyph spans -1..1, the control points -EXTENT..EXTENT.
     """
 
     EXTENT = 1.8
 
-    def __init__(self, rng):
+    def __init__(self, rng, strength: float):
         angle = np.deg2rad(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
         rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         stretch = np.exp(rng.uniform(-0.25, 0.25))
         shape = np.array([[stretch, rng.uniform(-0.3, 0.3)], [0, 1 / stretch]])
         self.back = np.linalg.inv(rotation @ shape).astype(np.float32)
-        control = rng.standard_normal((4, 4, 2)) * rng.uniform(*WARP)
+        control = rng.standard_normal((4, 4, 2)) * rng.uniform(*WARP) * strength
         self.control = control.astype(np.float32)
 
     def sample(self, glyph: np.ndarray, window, width: int, height: int) -> np.ndarray:
@@ -77,15 +77,16 @@ def _remap(values: np.ndarray, points: np.ndarray, interpolation: int) -> np.nda
     return cv2.remap(values, x, y, interpolation, borderMode=cv2.BORDER_REPLICATE)
 
 
-def warp_glyph(rng, glyph: np.ndarray, side: float) -> np.ndarray:
+def warp_glyph(rng, glyph: np.ndarray, side: float, strength: float = 1.0) -> np.ndarray:
     """
     Args:
         glyph: (G, G), ink of one digit
         side: longer side of its tight box after the warp, in pixels
+        strength: factor on the smooth part of the warp
     Returns:
         (h, w), float32: opacity; what is above 0.5 is one connected piece and touches all borders
     """
-    warp = _Warp(rng)
+    warp = _Warp(rng, strength)
     # A first look, at a low resolution, finds the digit's extent.
     coarse = 72
     ink = warp.sample(glyph, np.array([-1, -1, 1, 1]) * warp.EXTENT, coarse, coarse)

@@ -10,7 +10,7 @@ from .layouts import LAYOUTS
 from .scenes import SPLITS, WarpedDigits
 
 PARTIAL_FILE = "partial_" + RECIPE_FILE
-VERSION = 1  # of the recipe: to be raised when the same arguments draw other images
+VERSION = 2  # of the recipe: to be raised when the same arguments draw other images
 
 
 def make_dataset(
@@ -22,6 +22,7 @@ def make_dataset(
     count_test: int = 200,
     seed: int = 0,
     masks: str = "polygon",
+    warp: float = 1.0,
 ) -> bool:
     """
     Draw and write both splits. The folder holds partial_recipe.json, with the arguments, until all
@@ -34,27 +35,28 @@ def make_dataset(
         count_train, count_test: images, at least 2; more of them begin with the same ones
         seed: the same seed gives the same files
         masks: "polygon" or "rle"; the COCO layout knows both, the others have one form
+        warp: factor on the smooth part of the digits' deformation; people still read them at 2
     Returns:
         bool: False if the folder holds this very data set already
     Raises:
         FileExistsError: if the folder holds anything else
-        ValueError: if a size or count is too small
+        ValueError: if a number is too small
     """
-    if size < 64 or min(count_train, count_test) < 2 or seed < 0:
+    if size < 64 or min(count_train, count_test) < 2 or min(seed, warp) < 0:
         raise ValueError(
-            "images have at least 64 pixels a side, splits at least 2 images, seeds no sign; got "
-            f"size {size}, {count_train} and {count_test} images, seed {seed}"
+            "images have at least 64 pixels a side, splits at least 2 images, seed and warp no "
+            f"sign; got size {size}, {count_train} and {count_test} images, seed {seed}, warp {warp}"
         )
     root = Path(output)
     recipe = {"version": VERSION, "format": format, "size": size, "seed": seed, "masks": masks}
-    recipe |= {"count_train": count_train, "count_test": count_test}
+    recipe |= {"count_train": count_train, "count_test": count_test, "warp": warp}
     if _is_complete(root, recipe):
         return False
     root.mkdir(parents=True, exist_ok=True)
     (root / PARTIAL_FILE).write_text(json.dumps(recipe))
     layout = LAYOUTS[format](root, masks) if format == "coco" else LAYOUTS[format](root)
     jobs = [("train", i) for i in range(count_train)] + [("test", i) for i in range(count_test)]
-    digits = {split: WarpedDigits(split, size, seed) for split in SPLITS}
+    digits = {split: WarpedDigits(split, size, seed, warp) for split in SPLITS}
     for split, index in tqdm(jobs, desc=str(root), unit="image"):
         layout.add(split, index, digits[split].draw(index))
     layout.close()

@@ -51,19 +51,20 @@ class Scene:
 
 
 class WarpedDigits:
-    """The scenes of one split; the same (size, seed, split, index) draws the same scene."""
+    """The scenes of one split; the same arguments and index draw the same scene."""
 
-    def __init__(self, split: str, size: int = 192, seed: int = 0):
+    def __init__(self, split: str, size: int = 192, seed: int = 0, warp: float = 1.0):
         """
         Args:
             split: "train" or "test"
             size: side of the square images in pixels
             seed: of all random choices, not negative
+            warp: factor on the smooth part of the digits' deformation
         Raises:
             ValueError: if the split is unknown
         """
         self.split_id = SPLITS.index(split)
-        self.size, self.seed = size, seed
+        self.size, self.seed, self.warp = size, seed, warp
         self.glyphs, self.labels = digit_samples(split)
         self.photos = photographs(split)
 
@@ -95,7 +96,7 @@ class WarpedDigits:
         sample = rng.integers(len(self.glyphs))
         side = np.exp(rng.uniform(*np.log(DIGIT_SIDE))) * self.size
         for _ in range(attempts):
-            alpha = warp_glyph(rng, self.glyphs[sample], side)
+            alpha = warp_glyph(rng, self.glyphs[sample], side, self.warp)
             layer = _place(rng, alpha, self.size)
             mask = layer > 0.5
             left = [np.count_nonzero(d.visible & ~mask) for d in digits] + [np.count_nonzero(mask)]
