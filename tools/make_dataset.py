@@ -5,8 +5,8 @@ Make the "warped digits" data set: handwritten digits, deformed and overlapping,
     python tools/make_dataset.py --format coco
 
 writes 2,000 training and 200 test images to datasets/digits_coco, where `digits_coco_train` and
-`digits_coco_test` are registered. A data set that is complete is not made again. `--hard` deforms the digits twice as much;
-its data set is `digits_coco_hard`.
+`digits_coco_test` are registered. A data set that is complete is not made again. `--hard` deforms
+the digits twice as much; its data set is `digits_coco_hard`.
 """
 
 import argparse

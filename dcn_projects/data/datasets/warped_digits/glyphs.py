@@ -45,7 +45,8 @@ class _Warp:
     """
     A random map from the points of the picture to the points of the glyph that are seen there: a
     linear map (rotation, stretch, shear) and a smooth shift, which cubic interpolation makes of
-    4 x 4 control points; `strength` is a factor on the shift. The glyph spans -1..1, the control points -EXTENT..EXTENT.
+    4 x 4 control points; `strength` is a factor on the shift. The glyph spans -1..1, the control
+    points -EXTENT..EXTENT.
     """
 
     EXTENT = 1.8

@@ -45,7 +45,7 @@ def make_dataset(
     if size < 64 or min(count_train, count_test) < 2 or min(seed, warp) < 0:
         raise ValueError(
             "images have at least 64 pixels a side, splits at least 2 images, seed and warp no "
-            f"sign; got size {size}, {count_train} and {count_test} images, seed {seed}, warp {warp}"
+            f"sign; got size {size}, {count_train}, {count_test} images, seed {seed}, warp {warp}"
         )
     root = Path(output)
     recipe = {"version": VERSION, "format": format, "size": size, "seed": seed, "masks": masks}
