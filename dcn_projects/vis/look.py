@@ -127,21 +127,23 @@ def look(predictor: DefaultPredictor, image: np.ndarray) -> Look:
             output = model([{"image": tensor, "height": height, "width": width}])[0]
     finally:
         handle.remove()
-    if not recorded:
-        raise ValueError(
-            "The model has no deformable layer: name a config with DEFORM_ON_PER_STAGE or "
-            "DEFORM_POOL."
-        )
     convs, strides, poolings = {}, {}, []
     for name, calls in recorded.items():
         for i, entry in enumerate(calls):
             if isinstance(entry.layer, DeformROIPool):
                 poolings.append(entry)
                 continue
+            if name.startswith("roi_heads."):  # its maps are of RoIs, not of the image
+                continue
             label = name if len(calls) == 1 else f"{name}[{i}]"
             convs[label] = entry
             # Maps are a little larger or smaller than the input divided by their stride.
             strides[label] = 2 ** round(np.log2(padded[0][0] / entry.offset.shape[-2]))
+    if not convs and not poolings:
+        raise ValueError(
+            "The model has no deformable layer: name a config with DEFORM_ON_PER_STAGE or "
+            "DEFORM_POOL."
+        )
     return Look(
         size=(height, width),
         scale=(width / image.shape[1], height / image.shape[0]),

@@ -4,7 +4,6 @@ NumPy arrays in the order of detectron2, (x, y) and (x0, y0, x1, y1), in pixels 
 input; cells of a feature map are (row, column).
 """
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import cv2
 import numpy as np
 from torch import nn
 
-from dcn_projects.layers import DeformConv, DeformROIPool, ModulatedDeformConv
+from dcn_projects.layers import hook_offsets
 
 __all__ = [
     "draw_deformed_bins",
@@ -49,23 +48,12 @@ def record_offsets(model: nn.Module) -> Iterator[dict[str, list[LayerOffsets]]]:
     """
     recorded: dict[str, list[LayerOffsets]] = {}
 
-    def recorder(name):
-        def hook(layer, args, kwargs):
-            inputs = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
-            if inputs.get("offset") is None:
-                return
-            offset, rois = inputs["offset"], inputs.get("rois")
-            rois = None if rois is None else rois.detach().cpu().numpy()
-            entry = LayerOffsets(layer, offset.detach().float().cpu().numpy(), rois)
-            recorded.setdefault(name, []).append(entry)
+    def record(name, layer, input, offset, rois):
+        rois = None if rois is None else rois.detach().cpu().numpy()
+        entry = LayerOffsets(layer, offset.detach().float().cpu().numpy(), rois)
+        recorded.setdefault(name, []).append(entry)
 
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(recorder(name), with_kwargs=True)
-        for name, module in model.named_modules()
-        if isinstance(module, (DeformConv, ModulatedDeformConv, DeformROIPool))
-    ]
+    handles = hook_offsets(model, record)
     try:
         yield recorded
     finally:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from dcn_projects.layers import DeformConv, DeformROIPool, deform_conv
+from dcn_projects.layers import DeformConv, DeformROIPool, deform_conv, deformable
 from dcn_projects.vis import (
     draw_deformed_bins,
     draw_sampling_locations,
@@ -100,3 +100,16 @@ def test_pictures():
     assert color(drawn, 13, 10) == red  # between two bins
     assert color(drawn, 8, 10) == blue  # the RoI is drawn over them
     assert not picture.any()
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_offsets_of_converted_convolutions(modulated):
+    torch.manual_seed(0)
+    conv = deformable(nn.Conv2d(2, 4, 3, padding=1), modulated=modulated, groups=2)
+    nn.init.normal_(conv.conv_offset.weight)
+    x = torch.randn(1, 2, 5, 6)
+    with record_offsets(nn.Sequential(conv)) as recorded:
+        conv(x)
+    (entry,) = recorded["0"]
+    assert entry.layer is conv
+    np.testing.assert_array_equal(entry.offset, conv.conv_offset(x)[:, :36].detach())

@@ -1,0 +1,158 @@
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, DepthwiseSeparableConv2d
+from detectron2.modeling import FPN
+from detectron2.modeling.backbone.resnet import BasicStem, BottleneckBlock, ResNet
+from torch import nn
+from torch.testing import assert_close
+
+from dcn_projects.layers import DeformableConv2d, DeformConv, deformable
+from tests.layers import reference
+
+CONVS = {
+    "3x3": lambda: nn.Conv2d(8, 6, 3, padding=1),
+    "1x1": lambda: nn.Conv2d(8, 6, 1),
+    "oblong": lambda: nn.Conv2d(8, 6, (3, 1), (2, 1), (2, 0), (2, 1)),
+    "5x5, strided": lambda: nn.Conv2d(8, 6, 5, 2, 2, bias=False),
+    "groups": lambda: nn.Conv2d(8, 6, 3, dilation=2, groups=2),
+    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
+    "same": lambda: nn.Conv2d(8, 6, (3, 5), padding="same", dilation=(1, 3)),
+    "valid": lambda: nn.Conv2d(8, 6, (2, 3), padding="valid"),
+    "detectron2": lambda: Conv2d(8, 6, 3, padding=1),
+    "norm": lambda: Conv2d(8, 6, 3, bias=False, norm=nn.GroupNorm(2, 6), activation=F.relu),
+}
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("name", CONVS)
+def test_outputs_are_unchanged_at_first(name, modulated):
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 11, 13)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float64, 1e-14)):
+        plain = CONVS[name]().to(dtype)
+        conv = copy.deepcopy(plain)
+        assert deformable(conv, modulated=modulated, groups=2) is conv
+        assert_close(conv(x.to(dtype)), plain(x.to(dtype)), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize("name", CONVS)
+def test_matches_reference_once_the_offsets_have_learnt(name, modulated):
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 11, 13, dtype=torch.float64)
+    conv = deformable(CONVS[name]().double(), modulated=modulated, groups=2)
+    K = conv.kernel_size[0] * conv.kernel_size[1]
+    assert conv.conv_offset.weight.shape == ((6 if modulated else 4) * K, 8, *conv.kernel_size)
+    nn.init.normal_(conv.conv_offset.weight, std=0.2)
+    nn.init.normal_(conv.conv_offset.bias, std=0.2)
+    padding = {"same": (1, 6), "valid": (0, 0)}.get(name, conv.padding)
+    geometry = (conv.stride, padding, conv.dilation)
+    predicted = F.conv2d(x, conv.conv_offset.weight, conv.conv_offset.bias, *geometry)
+    mask = 2 / (1 + torch.exp(-predicted[:, 4 * K :])) if modulated else None
+    out = reference.deform_conv(
+        x, predicted[:, : 4 * K], conv.weight, conv.bias, *geometry, mask=mask
+    )
+    if name == "norm":
+        out = F.relu(F.group_norm(out, 2, conv.norm.weight, conv.norm.bias))
+    assert_close(conv(x), out)
+    assert not torch.allclose(out, CONVS[name]().double()(x))
+
+
+def test_a_plain_checkpoint_loads():
+    plain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), Conv2d(4, 2, 1, norm=nn.BatchNorm2d(2)))
+    model = deformable(copy.deepcopy(plain))
+    weights = {name: torch.randn_like(t.float()) for name, t in plain.state_dict().items()}
+    result = model.load_state_dict(weights, strict=False)
+    assert result.missing_keys == [
+        f"{i}.conv_offset.{p}" for i in (0, 2) for p in ("weight", "bias")
+    ]
+    assert not result.unexpected_keys
+    assert torch.equal(model[2].norm.weight, weights["2.norm.weight"])
+    plain.load_state_dict(weights)
+    x = torch.randn(1, 4, 9, 9)
+    assert_close(model.eval()(x), plain.eval()(x), rtol=0, atol=1e-5)
+    copy.deepcopy(model).load_state_dict(model.state_dict())
+
+
+def test_patterns_select_convolutions():
+    def names(select):
+        block = BottleneckBlock(4, 8, bottleneck_channels=4, norm="BN")
+        model = nn.ModuleDict({"res5": nn.Sequential(block), "head": nn.Conv2d(8, 4, 3)})
+        deformable(model, select)
+        return [name for name, m in model.named_modules() if isinstance(m, DeformableConv2d)]
+
+    assert names("*.conv2") == ["res5.0.conv2"]
+    assert names(["head", "res5.0.conv[13]"]) == ["res5.0.conv1", "res5.0.conv3", "head"]
+    assert names("res5.*") == [f"res5.0.{c}" for c in ("shortcut", "conv1", "conv2", "conv3")]
+
+
+def test_modules_that_are_held_twice():
+    """FPN calls its convolutions through a list that does not register them."""
+    block = BottleneckBlock(4, 8, bottleneck_channels=4, norm="")
+    bottom_up = ResNet(BasicStem(3, 4, norm=""), [[block]], out_features=["res2"])
+    fpn = FPN(bottom_up, ["res2"], 4)
+    x = torch.randn(1, 3, 32, 32)
+    before = fpn(x)["p2"]
+    deformable(fpn, "fpn_output*")
+    assert_close(fpn(x)["p2"], before, rtol=0, atol=1e-6)
+    nn.init.constant_(fpn.fpn_output2.conv_offset.bias, 0.5)
+    assert not torch.allclose(fpn(x)["p2"], before, atol=1e-2)
+
+    conv = nn.Conv2d(4, 4, 3)
+    deformable(nn.ModuleDict({"a": conv, "b": conv}), ["b"])
+    assert isinstance(conv, DeformableConv2d)
+
+
+def test_gradient_reaches_the_offsets():
+    torch.manual_seed(0)
+    conv = deformable(nn.Conv2d(4, 4, 3, padding=1), modulated=True)
+    conv(torch.randn(1, 4, 6, 6)).square().sum().backward()
+    assert all((p.grad != 0).any() for p in conv.parameters())
+    assert (conv.conv_offset.bias.grad != 0).all()
+
+
+class OtherConv(nn.Conv2d):
+    pass
+
+
+@pytest.mark.parametrize(
+    "module, options, message",
+    [
+        (nn.ConvTranspose2d(4, 4, 3), {}, "a is a ConvTranspose2d, not a Conv2d of torch.nn or"),
+        (nn.Conv1d(4, 4, 3), {}, "a is a Conv1d, not"),
+        (OtherConv(4, 4, 3), {}, "a is a OtherConv, not"),
+        (DeformConv(4, 4, 3), {}, "a is a DeformConv, not"),
+        (nn.LazyConv2d(4, 3), {}, "a is a LazyConv2d, not"),
+        (deformable(nn.Conv2d(4, 4, 3)), {}, "a is deformable already"),
+        (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), {}, "a has padding_mode reflect"),
+        (nn.Conv2d(4, 4, 2, padding="same"), {}, r"a has a kernel of \(2, 2\)"),
+        (nn.Conv2d(4, 4, 3), dict(groups=3), "a has 4 channels, .* into 3 groups"),
+        (nn.Conv2d(4, 4, 3), dict(groups=0), "b has 12 channels, .* into 0 groups"),
+        (nn.Conv2d(4, 4, 3), dict(select=["*", "c*", "relu"]), r"matches \['c\*', 'relu'\]"),
+        (nn.Conv2d(4, 4, 3), dict(select=[]), "no convolution"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_cannot_be_swapped_is_named(module, options, message):
+    model = nn.ModuleDict({"b": nn.Conv2d(12, 12, 3), "a": module, "relu": nn.ReLU()})
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=f"^deformable: .*{message}"):
+        deformable(model, **options)
+    assert type(model["b"]) is nn.Conv2d and list(model.state_dict()) == before
+
+
+def test_blocks_of_detectron2():
+    block = DepthwiseSeparableConv2d(4, 6, norm1="BN", activation1=F.relu).eval()
+    x = torch.randn(1, 4, 7, 7)
+    before = block(x)
+    assert_close(deformable(block, "depthwise")(x), before, rtol=0, atol=1e-6)
+    assert "modulated=False, deformable_groups=1" in repr(block)
+
+
+def test_no_rois():
+    """The convolutions of a mask head, on an image without detections."""
+    conv = deformable(Conv2d(4, 6, 3, padding=1), modulated=True)
+    assert conv(torch.zeros(0, 4, 14, 14)).shape == (0, 6, 14, 14)
