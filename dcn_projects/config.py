@@ -6,6 +6,7 @@ __all__ = ["add_dcn_config"]
 def add_dcn_config(cfg: CN) -> None:
     """Add every key of this project to a detectron2 config, in place, with its default."""
     add_deform_resnet_config(cfg)
+    add_deformable_config(cfg)
     add_rpn_config(cfg)
     add_rfcn_config(cfg)
     add_box_head_config(cfg)
@@ -28,6 +29,24 @@ def add_deform_resnet_config(cfg: CN) -> None:
     # Border rule of the 2017 deformable convolution, see `deform_conv(legacy_border=...)`.
     # Needed by the weights of the MXNet repository.
     cfg.MODEL.RESNETS.DEFORM_LEGACY_BORDER = False
+
+
+def add_deformable_config(cfg: CN) -> None:
+    """
+    Any convolutions made deformable: keys of MODEL.META_ARCHITECTURE `build_deformable_model`; and
+    the offsets of all deformable layers under control.
+    """
+    cfg.MODEL.DEFORMABLE = CN()
+    # The model whose convolutions become deformable.
+    cfg.MODEL.DEFORMABLE.META_ARCHITECTURE = "GeneralizedRCNN"
+    # Patterns of the names of these convolutions, * for any characters: "backbone.fpn_output*".
+    cfg.MODEL.DEFORMABLE.SELECT = []
+    # Whether a mask in [0, 2], 1 at the start, is learnt for every sample (arXiv 1811.11168), and
+    # how many groups of channels have offsets of their own.
+    cfg.MODEL.DEFORMABLE.MODULATED = False
+    cfg.MODEL.DEFORMABLE.NUM_GROUPS = 1
+    # Training measures the offsets every so many iterations, see `OffsetStatistics`. 0: never.
+    cfg.MODEL.DEFORMABLE.STATISTICS_PERIOD = 100
 
 
 def add_rpn_config(cfg: CN) -> None:

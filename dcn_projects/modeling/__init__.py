@@ -3,9 +3,10 @@ from .backbone import (
     DeformBottleneckBlock,
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
+    build_deform_retinanet_resnet_fpn_backbone,
     build_mxnet_resnet_fpn_backbone,
 )
-from .meta_arch import RFCN, MXNetRCNN
+from .meta_arch import RFCN, MXNetRCNN, build_deformable_model
 from .poolers import DeformROIPooler, MaxROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
 from .roi_heads import (
@@ -38,5 +39,7 @@ __all__ = [
     "SoftNMSROIHeads",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_deform_retinanet_resnet_fpn_backbone",
+    "build_deformable_model",
     "build_mxnet_resnet_fpn_backbone",
 ]

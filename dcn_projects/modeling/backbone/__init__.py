@@ -3,6 +3,7 @@ from .deform_resnet import (
     DeformBottleneckBlock,
     build_deform_resnet_backbone,
     build_deform_resnet_fpn_backbone,
+    build_deform_retinanet_resnet_fpn_backbone,
 )
 from .mxnet_fpn import LastLevelP6, build_mxnet_resnet_fpn_backbone
 
@@ -12,5 +13,6 @@ __all__ = [
     "LastLevelP6",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_deform_retinanet_resnet_fpn_backbone",
     "build_mxnet_resnet_fpn_backbone",
 ]

@@ -1,7 +1,7 @@
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 from torch import nn
 
@@ -12,6 +12,7 @@ __all__ = [
     "DeformBottleneckBlock",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
+    "build_deform_retinanet_resnet_fpn_backbone",
 ]
 
 # Blocks of res2..res5. 14 is a small bottleneck network, for training from scratch.
@@ -196,11 +197,23 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
 @BACKBONE_REGISTRY.register()
 def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """detectron2's feature pyramid, from its keys under MODEL.FPN, on the ResNet above."""
+    return _build_fpn(cfg, build_deform_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
+
+
+@BACKBONE_REGISTRY.register()
+def build_deform_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """RetinaNet's pyramid in detectron2, with P6 and P7 made of res5, on the ResNet above."""
+    bottom_up = build_deform_resnet_backbone(cfg, input_shape)
+    channels = bottom_up.output_shape()["res5"].channels
+    return _build_fpn(cfg, bottom_up, LastLevelP6P7(channels, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def _build_fpn(cfg, bottom_up: ResNet, top_block: nn.Module) -> FPN:
     return FPN(
-        bottom_up=build_deform_resnet_backbone(cfg, input_shape),
+        bottom_up=bottom_up,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -1,4 +1,5 @@
+from .deformable import build_deformable_model
 from .mxnet_rcnn import MXNetRCNN
 from .rfcn import RFCN, RFCNScoreMaps
 
-__all__ = ["MXNetRCNN", "RFCN", "RFCNScoreMaps"]
+__all__ = ["MXNetRCNN", "RFCN", "RFCNScoreMaps", "build_deformable_model"]
