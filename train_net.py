@@ -29,7 +29,7 @@ from detectron2.utils import comm
 from dcn_projects import add_dcn_config
 from dcn_projects.checkpoint import check_weights
 from dcn_projects.data import CheckedDatasetMapper, check_datasets
-from dcn_projects.engine import launch
+from dcn_projects.engine import OffsetStatistics, launch
 from dcn_projects.evaluation import COCOThresholdEvaluator, PascalVOCThresholdEvaluator
 from dcn_projects.modeling import MultiScaleTTA
 from dcn_projects.modeling.box_nms import soft_nms_options
@@ -46,6 +46,13 @@ EVALUATORS = {"coco": COCOThresholdEvaluator, "pascal_voc": PascalVOCThresholdEv
 
 class Trainer(DefaultTrainer):
     """detectron2's trainer with this project's optimizer, data mapper and evaluators."""
+
+    def build_hooks(self):
+        # First, so that the writers find what it measured, and evaluation is not measured.
+        return [
+            OffsetStatistics(self.cfg.MODEL.DEFORMABLE.STATISTICS_PERIOD),
+            *super().build_hooks(),
+        ]
 
     @classmethod
     def build_optimizer(cls, cfg, model):
@@ -156,6 +163,8 @@ def main(args):
         sys.exit(
             f"error: an annotation file of {names} is cut off or no JSON ({e}). Copy it again."
         )
+    except FloatingPointError as e:
+        sys.exit(f"error: {e}")
     except OSError as e:
         # A file cannot be used, and the message names it. An error of a data loader process
         # carries the traceback of that process, and the message as its last line.
