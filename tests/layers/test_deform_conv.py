@@ -136,34 +136,6 @@ def test_empty_batch(device):
     assert torch.equal(results["bias"].cpu(), torch.zeros(6, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("legacy_border", [False, True])
-@pytest.mark.parametrize(
-    "case",
-    [
-        dict(),
-        dict(modulated=False, kernel=(2, 2), padding=0),
-        dict(stride=2, groups=2, deformable_groups=2),
-        dict(stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
-        dict(size=(2, 1), reach=2),  # all samples in the band around the map, or close to it
-    ],
-    ids=str,
-)
-def test_gradients(device, case, legacy_border):
-    inputs = make_inputs(device, **{"N": 1, "C": 4, "out_channels": 2, "size": (4, 3), **case})
-    names = [k for k in TENSORS if k in inputs]
-
-    def function(*tensors):
-        return deform_conv(
-            **{**inputs, **dict(zip(names, tensors, strict=True))}, legacy_border=legacy_border
-        )
-
-    # nondet_tol: the gradient of the input is added up in any order on CUDA.
-    assert torch.autograd.gradcheck(
-        function, [inputs[k] for k in names], atol=1e-6, nondet_tol=1e-12
-    )
-
-
 def golden_cases(operator):
     with np.load(GOLDENS / f"{operator}.npz") as arrays:
         return [(operator, name) for name in json.loads(str(arrays["index"]))]

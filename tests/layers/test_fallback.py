@@ -17,6 +17,7 @@ from dcn_projects.layers.fallback import parts
 from dcn_projects.layers.library import COMPILED, OPERATORS
 from tests.layers import test_deform_conv as conv
 from tests.layers import test_deform_roi_pool as deform_roi
+from tests.layers import test_gradients as gradients
 from tests.layers import test_ps_roi_pool as ps_roi
 from tests.layers import test_soft_nms as nms
 from tests.layers.rois import SCALE
@@ -38,7 +39,7 @@ def run_forced(*command):
 
 
 def test_tests_of_the_operators_pass():
-    modules = [module.__file__ for module in (conv, ps_roi, deform_roi, nms)]
+    modules = [module.__file__ for module in (conv, ps_roi, deform_roi, nms, gradients)]
     # These are about registration, which is the same with and without a library, and slow.
     result = run_forced("-m", "pytest", "-q", *modules, "-k", "not registration and not compiles")
     assert result.returncode == 0, result.stdout

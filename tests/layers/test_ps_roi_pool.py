@@ -84,13 +84,10 @@ def test_no_rois(device, N):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_gradients_and_registration(device):
+def test_registration(device):
     for case in [dict(size=(5, 4)), dict(rois=[]), dict(N=0, rois=[])]:
         inputs = make_inputs(device, D=2, output_size=(2, 2), **case)
         arguments = [inputs["input"], inputs["rois"], [2, 2], SCALE, [2, 2]]
-        # nondet_tol: the gradient is added up in any order on CUDA.
-        if inputs["rois"].numel():
-            assert torch.autograd.gradcheck(ps_roi_pool, arguments, nondet_tol=1e-12)
         torch.library.opcheck(torch.ops.dcn_projects.ps_roi_pool, arguments)
         grad = ps_roi_pool(*arguments).detach()
         arguments = [grad, *arguments[1:], list(inputs["input"].shape)]
