@@ -1,3 +1,5 @@
+import os
+import pickle
 import zipfile
 
 from detectron2.utils.file_io import PathManager
@@ -15,7 +17,7 @@ def check_weights(path: str, told_by: str = "MODEL.WEIGHTS") -> None:
         told_by: the key, or the file, that names it
     Raises:
         FileNotFoundError: if there is no such file
-        OSError: if it cannot be downloaded, or a .pth file was cut off or is none
+        OSError: if it cannot be downloaded, was cut off, or is no checkpoint
     """
     if not path:
         return
@@ -32,10 +34,22 @@ def check_weights(path: str, told_by: str = "MODEL.WEIGHTS") -> None:
             f"{told_by}: {path} does not exist. Give the path of a checkpoint, "
             "or '' to start from random weights."
         )
-    if path.endswith(".pth") and not zipfile.is_zipfile(path):
-        with open(path, "rb") as f:
-            start = f.read(2)
-        # Checkpoints of torch < 1.6 are a bare pickle, which begins with its protocol.
-        if start != b"\x80\x02":
-            what = "is cut off" if start == b"PK" else "is not a checkpoint"
-            raise OSError(f"{told_by}: {path} {what}. Copy it again, or use an earlier one.")
+    if damage := _damage(path):
+        raise OSError(f"{told_by}: {path} {damage}.")
+
+
+def _damage(path: str) -> str:
+    """What is wrong with a file of weights, as far as its ends tell; '' if nothing is."""
+    if path.endswith(".params"):
+        return "is of MXNet: convert it, see tools/convert_weights.py"
+    with open(path, "rb") as f:
+        start = f.read(2)
+        f.seek(max(os.path.getsize(path) - 1, 0))
+        end = f.read()
+    what = ""
+    # Checkpoints of torch < 1.6 are a bare pickle, which begins with its protocol.
+    if path.endswith(".pth") and not zipfile.is_zipfile(path) and start != b"\x80\x02":
+        what = "is cut off" if start == b"PK" else "is not a checkpoint"
+    if path.endswith(".pkl") and end != pickle.STOP:
+        what = "is cut off, or not a checkpoint"
+    return f"{what}. Copy it again, or use an earlier one" if what else ""

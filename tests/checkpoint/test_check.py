@@ -21,7 +21,7 @@ def test_no_weights_are_wanted():
 
 def test_download(tmp_path, monkeypatch):
     local = tmp_path / "R-101.pkl"
-    local.touch()
+    local.write_bytes(pickle.dumps({"model": {}}))
     monkeypatch.setattr(PathManager, "get_local_path", lambda path: str(local))
     check_weights("detectron2://ImageNetPretrained/MSRA/R-101.pkl")
 
@@ -33,28 +33,37 @@ def test_download(tmp_path, monkeypatch):
         check_weights("detectron2://ImageNetPretrained/MSRA/R-101.pkl")
 
 
-def test_other_formats_are_left_to_detectron2(tmp_path):
-    path = tmp_path / "model.pkl"
-    path.write_bytes(pickle.dumps({"model": {}}))
-    check_weights(str(path))
-
-
 def test_missing():
     with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist"):
         check_weights("nowhere.pth")
 
 
-def test_cut_off(tmp_path):
-    path = tmp_path / "model.pth"
-    torch.save({"model": {"x": torch.zeros(1000)}}, path)
+def write(path):
+    content = {"model": {"x": torch.zeros(1000)}}
+    torch.save(content, path) if path.suffix == ".pth" else path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+def test_cut_off(tmp_path, suffix):
+    path = tmp_path / f"model.{suffix}"
+    write(path)
+    check_weights(str(path))
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(OSError, match="model.pth is cut off"):
+    with pytest.raises(OSError, match=rf"model.{suffix} is cut off.*Copy it again"):
         check_weights(str(path))
 
 
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
 @pytest.mark.parametrize("content", [b"", b"<html>404</html>"])
-def test_no_checkpoint(tmp_path, content):
-    path = tmp_path / "model.pth"
+def test_no_checkpoint(tmp_path, content, suffix):
+    path = tmp_path / f"model.{suffix}"
     path.write_bytes(content)
-    with pytest.raises(OSError, match="is not a checkpoint"):
+    with pytest.raises(OSError, match="not a checkpoint"):
+        check_weights(str(path))
+
+
+def test_weights_of_mxnet_are_to_be_converted(tmp_path):
+    path = tmp_path / "rfcn_coco-0000.params"
+    path.touch()
+    with pytest.raises(OSError, match="rfcn_coco-0000.params is of MXNet: .*convert_weights.py"):
         check_weights(str(path))
