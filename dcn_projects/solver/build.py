@@ -15,9 +15,10 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     decay is left as it is.
 
     Raises:
-        ValueError: for another optimizer, or if a pattern of SOLVER.LR_FACTORS matches no trained
-            parameter
+        ValueError: for another optimizer, if SOLVER.LR_FACTORS is no list of pairs, or if one of
+            its patterns matches no trained parameter
     """
+    _check_factors(cfg.SOLVER.LR_FACTORS)
     optimizer = build_sgd(cfg, model)
     names = {p: name for name, p in model.named_parameters()}
     unused = {pattern for pattern, _ in cfg.SOLVER.LR_FACTORS}
@@ -50,3 +51,14 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         groups = [{key: group[key] for key in keys} for group in groups]
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups)
     raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER}, expected SGD or AdamW")
+
+
+def _check_factors(factors):
+    try:
+        valid = all(re.compile(pattern) and factor >= 0 for pattern, factor in factors)
+    except (TypeError, ValueError, re.error):
+        valid = False
+    if not valid:
+        raise ValueError(
+            f"SOLVER.LR_FACTORS is {factors}, expected pairs of a regular expression and a factor"
+        )

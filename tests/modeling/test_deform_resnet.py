@@ -130,6 +130,7 @@ def test_ceil_pool_windows_start_at_the_first_cell():
             dict(DEFORM_ON_PER_STAGE=[False] * 3 + [True], DEFORM_LAST_BLOCKS=[0, 0, 0, 4]),
             "DEFORM_LAST_BLOCKS is",
         ),
+        (dict(DEFORM_ON_PER_STAGE=[True]), "DEFORM_ON_PER_STAGE is .*4 values"),
         (
             dict(DEFORM_ON_PER_STAGE=[True] * 4, DEFORM_LAST_BLOCKS=[-1, 0, 0, 0]),
             "DEFORM_LAST_BLOCKS is",

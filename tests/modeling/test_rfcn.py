@@ -114,6 +114,38 @@ def test_a_box_per_class_is_refused():
         build_model(cfg)
 
 
+WRONG = {"GROUP_SIZE": 0, "CONV_DIM": -1, "SAMPLING_RATIO": 0}
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_wrong_values_are_named(key):
+    cfg = make_cfg()
+    cfg.MODEL.RFCN[key] = WRONG[key]
+    with pytest.raises(ValueError, match=f"MODEL.RFCN.{key} is {WRONG[key]}"):
+        build_model(cfg)
+
+
+def test_two_feature_maps_are_refused():
+    cfg = make_cfg()
+    cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4", "res5"]
+    with pytest.raises(ValueError, match="MODEL.ROI_HEADS.IN_FEATURES .*res4"):
+        build_model(cfg)
+
+
+def test_maps_of_other_depth_are_refused():
+    """A class or a bin too many would be read at the wrong place, without an error."""
+    heads = build_model(make_cfg()).roi_heads.eval()
+    maps = {name: x.float() for name, x in random_maps(deform=True).items()}
+    proposals = [Instances((96, 128), proposal_boxes=Boxes(torch.zeros(0, 4))) for _ in range(2)]
+    assert len(heads(None, maps, proposals)[0]) == 2
+    for name, depth in (("cls", K + 2), ("cls", 4 * (K + 1)), ("bbox_offset", 4)):
+        wrong = maps | {name: torch.randn(2, depth * GROUP**2, 6, 8)}
+        with pytest.raises(ValueError, match=f"'{name}': {depth * GROUP**2}"):
+            heads(None, wrong, proposals)
+    with pytest.raises(ValueError, match="MODEL.META_ARCHITECTURE must be RFCN"):
+        heads(None, {"res5": maps["cls"]}, proposals)
+
+
 # Images per epoch (each with its mirror image), the epoch of the lr step, epochs; arithmetic of
 # the original's configs.
 SCHEDULES = {"voc": (2 * 16551, 4.83, 7, 20), "coco": (2 * 117266, 5.333, 8, 80)}

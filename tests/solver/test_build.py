@@ -49,6 +49,12 @@ def test_a_pattern_that_matches_nothing_is_an_error():
         make([["rpn", 2]])
 
 
+@pytest.mark.parametrize("factors", [["conv_new"], [["("], 3], [["conv_new", "fast"]], [["(", 3]]])
+def test_factors_that_are_no_pairs(factors):
+    with pytest.raises(ValueError, match="SOLVER.LR_FACTORS is .*expected pairs"):
+        make(factors)
+
+
 def test_adamw_has_the_groups_of_sgd():
     options = dict(WEIGHT_DECAY_BIAS=0.0, WEIGHT_DECAY_NORM=0.001)
     _, sgd = make([["conv_new", 3]], **options)

@@ -147,6 +147,9 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
             f"MODEL.RESNETS.DEPTH {keys.DEPTH} has no bottlenecks: DEFORM_ON_PER_STAGE must be all "
             "False, RES5_DILATION 1 and NUM_GROUPS 1 (or choose another DEPTH)"
         )
+    for key in ("DEFORM_ON_PER_STAGE", "DEFORM_LAST_BLOCKS"):
+        if len(keys[key]) != 4:
+            raise ValueError(f"MODEL.RESNETS.{key} is {keys[key]}, expected 4 values")
     if keys.RES5_DILATION not in (1, 2):
         raise ValueError(f"MODEL.RESNETS.RES5_DILATION is {keys.RES5_DILATION}, expected 1 or 2")
 

@@ -56,14 +56,18 @@ class RFCNScoreMaps(nn.Module):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        keys = cfg.MODEL.RFCN
+        for key in ("CONV_DIM", "GROUP_SIZE"):
+            if keys[key] < 1:
+                raise ValueError(f"MODEL.RFCN.{key} is {keys[key]}, expected 1 or more")
         (feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
         return {
             "in_feature": feature,
             "in_channels": input_shape[feature].channels,
-            "conv_dim": cfg.MODEL.RFCN.CONV_DIM,
+            "conv_dim": keys.CONV_DIM,
             "num_classes": cfg.MODEL.ROI_HEADS.NUM_CLASSES,
-            "group_size": cfg.MODEL.RFCN.GROUP_SIZE,
-            "deform_pool": cfg.MODEL.RFCN.DEFORM_POOL,
+            "group_size": keys.GROUP_SIZE,
+            "deform_pool": keys.DEFORM_POOL,
         }
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:

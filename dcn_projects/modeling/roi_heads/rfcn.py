@@ -1,3 +1,5 @@
+import math
+
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -53,13 +55,20 @@ class RFCNROIHeads(ROIHeads):
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
         if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
             raise ValueError(
-                "R-FCN has one box for all classes: CLS_AGNOSTIC_BBOX_REG must be True"
+                "R-FCN has one box for all classes: "
+                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True"
             )
-        (feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        features = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        if len(features) != 1:
+            raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES is {features}: R-FCN reads one map")
         keys = cfg.MODEL.RFCN
+        if keys.SAMPLING_RATIO < 1:
+            raise ValueError(
+                f"MODEL.RFCN.SAMPLING_RATIO is {keys.SAMPLING_RATIO}, expected 1 or more"
+            )
         size = dict(
             output_size=keys.GROUP_SIZE,
-            spatial_scale=1.0 / input_shape[feature].stride,
+            spatial_scale=1.0 / input_shape[features[0]].stride,
             group_size=keys.GROUP_SIZE,
         )
         ret = super().from_config(cfg)
@@ -86,7 +95,10 @@ class RFCNROIHeads(ROIHeads):
             proposals, targets: as in ROIHeads
         Returns:
             as in ROIHeads: detections and, in training, losses
+        Raises:
+            ValueError: if a map is missing, or does not have as many channels as the bins need
         """
+        self.check_channels(maps)
         if self.training:
             proposals = self.label_and_sample_proposals(proposals, targets)
         rois = convert_boxes_to_pooler_format([p.proposal_boxes for p in proposals])
@@ -95,6 +107,20 @@ class RFCNROIHeads(ROIHeads):
             return proposals, self.box_predictor.losses(predictions, proposals)
         detections, _ = self.box_predictor.inference(predictions, proposals)
         return detections, {}
+
+    def check_channels(self, maps: dict[str, Tensor]):
+        depths = {"cls": self.num_classes + 1, "bbox": 4}
+        if self.offset_pooler is not None:
+            depths |= {"cls_offset": 2 * depths["cls"], "bbox_offset": 2}
+        bins = math.prod(self.pooler.group_size)
+        needed = {name: bins * depth for name, depth in depths.items()}
+        channels = {name: x.shape[1] for name, x in maps.items()}
+        if channels != needed:
+            raise ValueError(
+                f"RFCNROIHeads needs maps with these channels: {needed}, and gets {channels}. "
+                "MODEL.META_ARCHITECTURE must be RFCN, or make such maps of "
+                "MODEL.RFCN.GROUP_SIZE^2 bins for MODEL.ROI_HEADS.NUM_CLASSES"
+            )
 
     def vote(self, maps: dict[str, Tensor], rois: Tensor, kind: str) -> Tensor:
         """
