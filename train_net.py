@@ -13,27 +13,24 @@ import os
 import sys
 
 import torch
-import yaml
-from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import get_cfg
 from detectron2.data import (
     MetadataCatalog,
     build_detection_test_loader,
     build_detection_train_loader,
 )
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, defaults
-from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils import comm
 
-from dcn_projects import add_dcn_config
-from dcn_projects.checkpoint import check_weights
-from dcn_projects.data import CheckedDatasetMapper, check_datasets
-from dcn_projects.engine import OffsetStatistics, launch
+from dcn_projects.checkpoint import check_weights, load_trained
+from dcn_projects.data import CheckedDatasetMapper, check_datasets, loading
+from dcn_projects.engine import OffsetStatistics, launch, one_line_errors, read_config
 from dcn_projects.evaluation import COCOThresholdEvaluator, PascalVOCThresholdEvaluator
-from dcn_projects.modeling import MultiScaleTTA
+from dcn_projects.modeling import RFCN, MultiScaleTTA, RFCNROIHeads
 from dcn_projects.modeling.box_nms import soft_nms_options
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
+from dcn_projects.one_line import one_line
 from dcn_projects.solver import build_optimizer
 
 # detectron2 passes the index of a GPU, which a model on the CPU must not be given. With None,
@@ -60,14 +57,21 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg):
-        return build_detection_train_loader(cfg, mapper=CheckedDatasetMapper(cfg, is_train=True))
+        mapper = CheckedDatasetMapper(cfg, is_train=True)
+        with loading(cfg.DATASETS.TRAIN):
+            loader = build_detection_train_loader(cfg, mapper=mapper)
+            check_classes(cfg, cfg.DATASETS.TRAIN)
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         mapper = CheckedDatasetMapper(cfg, is_train=False)
         if cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.MERGE == "raw":  # scales are made from the file
             mapper = CheckedDatasetMapper(cfg, is_train=False, augmentations=[])
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+        with loading([dataset_name]):
+            loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
+            check_classes(cfg, [dataset_name])
+        return loader
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
@@ -94,30 +98,34 @@ def setup(args):
     The frozen config of a command line, whose files are known to be there. Exits with one line
     that names what is wrong.
     """
-    cfg = get_cfg()
-    add_dcn_config(cfg)
     try:
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list(args.opts)
+        cfg = read_config(args.config_file, args.opts)
         if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
             print(f"No GPU: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}.")
             cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
-        check_testing(cfg)
-        check_files(cfg, args)
-    except OSError as e:
+        with one_line_errors(args.config_file):
+            check_heads(cfg)
+            check_files(cfg, args)
+    except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")
-    except (KeyError, ValueError, AssertionError, yaml.YAMLError) as e:
-        message = " ".join(str(e.args[0] if isinstance(e, KeyError) else e).split())
-        sys.exit(f"error: {args.config_file} {' '.join(args.opts)}: {message}")
     return cfg
 
 
-def check_testing(cfg):
-    """Raises ValueError if NMS or test-time augmentation cannot be done as the config says."""
+def check_heads(cfg):
+    """
+    Raises ValueError if the heads are not those of the model, or cannot do the NMS or the test-time
+    augmentation that the config asks for.
+    """
     soft_nms_options(cfg)
     keys = cfg.MODEL.ROI_HEADS
     heads = ROI_HEADS_REGISTRY.get(keys.NAME)
+    meta_arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    if issubclass(meta_arch, RFCN) != issubclass(heads, RFCNROIHeads):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE} and MODEL.ROI_HEADS.NAME "
+            f"{keys.NAME}: the position-sensitive maps of RFCN are for RFCNROIHeads and no others"
+        )
     if keys.NMS_TYPE != "hard" and heads.__module__.startswith("detectron2."):
         raise ValueError(
             f"MODEL.ROI_HEADS.NMS_TYPE {keys.NMS_TYPE}: {keys.NAME} of detectron2 has hard NMS "
@@ -129,42 +137,69 @@ def check_testing(cfg):
             raise ValueError(f"TEST.AUG.MERGE raw: {keys.NAME} has no single box head to ask")
 
 
+def check_classes(cfg, names):
+    """Raises ValueError if a data set, as far as it is known, has other classes than the heads."""
+    if issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), GeneralizedRCNN):
+        for name in names:
+            classes = MetadataCatalog.get(name).get("thing_classes")
+            if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
+                raise ValueError(
+                    f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but data "
+                    f"set {name} has {len(classes)} classes"
+                )
+
+
 def check_files(cfg, args):
     """Raises OSError or ValueError if data or weights cannot be used."""
-    check_datasets(cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
+    names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
+    check_datasets(names)
+    check_classes(cfg, names)
     for name in cfg.DATASETS.TEST:
         if MetadataCatalog.get(name).get("evaluator_type") not in EVALUATORS:
             raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
-    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    if args.resume and os.path.exists(last):  # it names what is loaded instead of MODEL.WEIGHTS
-        with open(last) as f:
-            check_weights(os.path.join(cfg.OUTPUT_DIR, f.read().strip()), told_by=last)
-        return
-    if args.eval_only and not cfg.MODEL.WEIGHTS:
+    path, told_by = weights_to_load(cfg, args)
+    if args.eval_only and not path:
         raise ValueError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate")
-    check_weights(cfg.MODEL.WEIGHTS)
+    check_weights(path, told_by)
+
+
+def weights_to_load(cfg, args) -> tuple[str, str]:
+    """Their path, and what it is told by."""
+    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
+    if args.resume and os.path.exists(last):
+        with open(last) as f:
+            return os.path.join(cfg.OUTPUT_DIR, f.read().strip()), last
+    return cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
+
+
+def prepare(cfg, args):
+    """Build the model and load its weights. Returns what is to be run then, without arguments."""
+    path, told_by = weights_to_load(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        load_trained(model, path)
+        return functools.partial(Trainer.test, cfg, model)
+    trainer = Trainer(cfg)
+    if told_by != "MODEL.WEIGHTS":  # resumed: it must be of this model
+        load_trained(trainer.model, path)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train
 
 
 def main(args):
     cfg = setup(args)
     try:
         default_setup(cfg, args)
-        if args.eval_only:
-            model = Trainer.build_model(cfg)
-            DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(
-                cfg.MODEL.WEIGHTS, resume=args.resume
-            )
-            return Trainer.test(cfg, model)
-        trainer = Trainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
-        return trainer.train()
-    except json.JSONDecodeError as e:
-        names = ", ".join(cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
-        sys.exit(
-            f"error: an annotation file of {names} is cut off or no JSON ({e}). Copy it again."
-        )
-    except FloatingPointError as e:
+        with one_line_errors(args.config_file):
+            run = prepare(cfg, args)
+    except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")
+    try:
+        return run()
+    except FloatingPointError as e:
+        sys.exit(
+            f"error: {one_line(e)} Lower SOLVER.BASE_LR, or look into MODEL.WEIGHTS and the data."
+        )
     except OSError as e:
         # A file cannot be used, and the message names it. An error of a data loader process
         # carries the traceback of that process, and the message as its last line.

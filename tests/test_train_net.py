@@ -2,13 +2,17 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
 
+import train_net
 from dcn_projects.data.datasets.warped_digits import make_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -89,19 +93,58 @@ def test_two_processes(datasets, tmp_path):
     assert sorted(p["image_id"] for p in predictions) == [0, 1, 2, 3]
 
 
-def copy_with_broken_images(datasets, tmp_path):
-    copy = tmp_path / "digits_coco"
-    subprocess.run(["cp", "-r", str(datasets / "digits_coco"), str(copy)], check=True)
-    for image in (copy / "train").iterdir():
-        image.write_bytes(image.read_bytes()[:200])
-    return tmp_path
-
-
 def truncated(tmp_path):
     path = tmp_path / "cut.pth"
     torch.save({"model": {"x": torch.zeros(1000)}}, path)
     path.write_bytes(path.read_bytes()[:2000])
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def own_data(datasets):
+    """
+    own_data(damage) registers the digits for training as a user would, with annotations that
+    `damage` changed, and returns the name.
+    """
+    names = []
+    folder = datasets / "digits_coco"
+    text = (folder / "annotations/instances_train.json").read_text()
+
+    def register(damage=lambda annotations: None, images=folder / "train"):
+        annotations = json.loads(text)
+        path = folder / f"mine_{len(names)}.json"
+        content = json.dumps(damage(annotations) or annotations)
+        path.write_text(content[:500] if damage is cut_off else content)
+        names.append(path.stem)
+        register_coco_instances(path.stem, {}, str(path), str(images))
+        return path.stem
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def options_for(name, output):
+    options = f"{SMALL} DATASETS.TRAIN ('{name}',) DATASETS.TEST ('{name}',) OUTPUT_DIR {output}"
+    return [*options.split(), "DATALOADER.NUM_WORKERS", "0"]
+
+
+def error_of(*args, config=CONFIG):
+    """What the program says at the end of a run in this process."""
+    flags = [a for a in args if a.startswith("--")]
+    args = [*flags, "--config-file", config, *(a for a in args if a not in flags)]
+    args = train_net.default_argument_parser().parse_args(args)
+    with pytest.raises(SystemExit) as e:
+        train_net.setup(args)
+        train_net.main(args)
+    return e.value.code
+
+
+def check_message(message, named):
+    """One line says what is wrong. As an exit code it is not 0."""
+    assert message.startswith("error: ") and "\n" not in message
+    assert all(n in message for n in named), message
 
 
 GAUSSIAN = "MODEL.ROI_HEADS.NMS_TYPE gaussian"
@@ -112,56 +155,131 @@ MISTAKES = {
     "key without value": ("SOLVER.BASE_LR", ["odd length"]),
     "unknown data set": ("DATASETS.TRAIN ('digits_coco_trian',)", ["digits_coco_trian"]),
     "nothing to evaluate": ("--eval-only", ["MODEL.WEIGHTS is empty"]),
+    "depth": ("MODEL.RESNETS.DEPTH 51", ["MODEL.RESNETS.DEPTH is 51"]),
+    "no such heads": ("MODEL.ROI_HEADS.NAME Heads", ["'Heads'", "ROI_HEADS"]),
+    "maps without heads": ("MODEL.ROI_HEADS.NAME StandardROIHeads", ["RFCN", "StandardROIHeads"]),
+    "heads without maps": (
+        "MODEL.META_ARCHITECTURE GeneralizedRCNN",
+        ["GeneralizedRCNN", "RFCNROIHeads"],
+    ),
+    "other classes": ("MODEL.ROI_HEADS.NUM_CLASSES 3", ["NUM_CLASSES is 3", "mine", "10 classes"]),
+    "divergence": ("SOLVER.BASE_LR 1e30 SOLVER.MAX_ITER 3", ["diverged", "SOLVER.BASE_LR"]),
     "missing weights": ("MODEL.WEIGHTS nowhere/model.pth", ["MODEL.WEIGHTS", "nowhere/model.pth"]),
     "truncated weights": ("MODEL.WEIGHTS {truncated}", ["MODEL.WEIGHTS", "cut.pth", "cut off"]),
     "sigma": (GAUSSIAN + " MODEL.ROI_HEADS.SOFT_NMS_SIGMA -1.0", ["SOFT_NMS_SIGMA", "-1.0"]),
-    "heads without soft-NMS": (GAUSSIAN + " MODEL.ROI_HEADS.NAME StandardROIHeads", ["NMS_TYPE"]),
+    "heads without soft-NMS": (
+        GAUSSIAN + " MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME StandardROIHeads",
+        ["NMS_TYPE"],
+    ),
     "scales": (SCALES + " [480,576]", ["TEST.AUG.SCALES", "480"]),
     "augmentation of a cascade": (
-        SCALES + " [] TEST.AUG.MERGE raw MODEL.ROI_HEADS.NAME CascadeROIHeads",
+        SCALES
+        + " [] TEST.AUG.MERGE raw MODEL.META_ARCHITECTURE GeneralizedRCNN"
+        + " MODEL.ROI_HEADS.NAME CascadeROIHeads",
         ["TEST.AUG.MERGE"],
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes(mistake, datasets, tmp_path):
+def test_mistakes(mistake, own_data, tmp_path):
     opts, named = MISTAKES[mistake]
-    opts = opts.format(truncated=truncated(tmp_path))
-    done = run(datasets, tmp_path / "out", *opts.split(), opts="MODEL.DEVICE cpu")
-    check_message(done, named)
+    opts = opts.format(truncated=truncated(tmp_path)).split()
+    check_message(error_of(*options_for(own_data(), tmp_path / "out"), *opts), named)
 
 
-def test_missing_config_file(datasets, tmp_path):
-    done = run(datasets, tmp_path, "--config-file", "configs/none.yaml", opts=None)
-    check_message(done, ["configs/none.yaml"])
+def unknown_category(annotations):
+    annotations["annotations"][0]["category_id"] = 77
+
+
+def no_images(annotations):
+    annotations["images"], annotations["annotations"] = [], []
+
+
+def no_objects(annotations):
+    annotations["annotations"] = []
+
+
+def no_box(annotations):
+    for annotation in annotations["annotations"]:
+        del annotation["bbox"]
+
+
+def cut_off(annotations):
+    """`own_data` writes only the beginning."""
+
+
+def a_list(annotations):
+    return [annotations]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (unknown_category, "category_id=77"),
+        (no_images, "is empty"),
+        (no_objects, "No valid data"),
+        (no_box, "there is no bbox"),
+        (cut_off, "cut off or no JSON"),
+        (a_list, "list"),
+    ],
+)
+def test_damaged_annotations(damage, message, own_data, tmp_path):
+    name = own_data(damage)
+    error = error_of(*options_for(name, tmp_path), "DATASETS.TEST", "()")
+    check_message(error, [message, ".jpg" if damage is no_box else name])
+
+
+@pytest.fixture
+def trained(tiny_model, tmp_path):
+    """Weights, and the folder of a run that can be resumed with them."""
+    weights = Path(tiny_model()[1])
+    weights.rename(tmp_path / "model_0000001.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    return tmp_path / "model_0000001.pth", tmp_path
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ("MODEL.RESNETS.DEPTH 50", "lacks backbone.res2.1.conv1.weight"),
+        ("MODEL.RFCN.DEFORM_POOL False", "the model has no score_maps.rfcn_cls_offset.weight"),
+        ("MODEL.RFCN.GROUP_SIZE 7", "rfcn_cls.weight (99, 256, 1, 1) and not (539, 256, 1, 1)"),
+    ],
+)
+@pytest.mark.parametrize("how", ["evaluate", "resume"])
+def test_weights_of_another_model(how, change, named, trained, own_data):
+    weights, folder = trained
+    if how == "evaluate":
+        options = ["--eval-only", *options_for(own_data(), folder / "out")]
+        options += ["MODEL.WEIGHTS", str(weights)]
+    else:
+        options = ["--resume", *options_for(own_data(), folder)]
+    check_message(error_of(*options, *change.split()), [str(weights), named])
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_unreadable_image(workers, own_data, datasets, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(datasets / "digits_coco/train", images)
+    for image in images.iterdir():
+        image.write_bytes(image.read_bytes()[:200])
+    options = options_for(own_data(images=images), tmp_path / "out")
+    options += ["DATALOADER.NUM_WORKERS", workers]
+    check_message(error_of(*options), [str(images), "Replace the file"])
+
+
+def test_missing_config_file():
+    check_message(error_of(config="configs/none.yaml"), ["configs/none.yaml"])
+
+
+def test_output_folder_that_cannot_be_made(own_data):
+    check_message(error_of(*options_for(own_data(), "/proc/nothing")), ["/proc/nothing"])
 
 
 def test_missing_data_set(tmp_path):
+    """As its users see it: the last line, and an exit code that is not 0."""
     done = run(tmp_path / "nothing", tmp_path / "out")
-    check_message(done, ["digits_coco_train", "tools/make_dataset.py"])
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_unreadable_image(workers, datasets, tmp_path):
-    broken = copy_with_broken_images(datasets, tmp_path)
-    done = run(broken, tmp_path / "out", "DATALOADER.NUM_WORKERS", str(workers))
-    check_message(done, ["digits_coco/train", "Replace the file"])
-
-
-def test_annotations_cut_off(datasets, tmp_path):
-    broken = copy_with_broken_images(datasets, tmp_path)
-    path = broken / "digits_coco/annotations/instances_train.json"
-    path.write_text(path.read_text()[:500])
-    check_message(run(broken, tmp_path / "out"), ["digits_coco_train", "cut off or no JSON"])
-
-
-def test_output_folder_that_cannot_be_made(datasets):
-    check_message(run(datasets, "/proc/nothing"), ["/proc/nothing"])
-
-
-def check_message(done, named):
-    """One line at the end says what is wrong, and the exit code is not 0."""
     assert done.returncode == 1, done.stdout
     last = done.stdout.strip().splitlines()[-1]
-    assert last.startswith("error: ") and all(n in last for n in named), done.stdout[-2000:]
+    check_message(last, ["digits_coco_train", "tools/make_dataset.py"])

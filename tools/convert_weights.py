@@ -16,12 +16,10 @@ import argparse
 import sys
 
 import torch
-import yaml
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from dcn_projects import add_dcn_config
 from dcn_projects.checkpoint import convert_weights
+from dcn_projects.engine import one_line_errors, read_config
 
 
 def main():
@@ -39,16 +37,14 @@ def main():
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the config")
     args = parser.parse_intermixed_args()
-    cfg = get_cfg()
-    add_dcn_config(cfg)
     try:
-        cfg.merge_from_file(args.config_file)
-        cfg.merge_from_list([*args.opts, "MODEL.DEVICE", "meta"])
-        with torch.device("meta"):  # names and shapes without memory or initialisation
+        cfg = read_config(args.config_file, [*args.opts, "MODEL.DEVICE", "meta"])
+        # On the device "meta" there are names and shapes without memory or initialisation.
+        with one_line_errors(args.config_file), torch.device("meta"):
             shapes = {name: tuple(t.shape) for name, t in build_model(cfg).state_dict().items()}
         kind = convert_weights(args.source, args.output, cfg, shapes, args.normalized_boxes)
-    except (OSError, KeyError, ValueError, AssertionError, yaml.YAMLError) as e:
-        sys.exit(f"error: {e.args[0] if isinstance(e, KeyError) else e}")
+    except (OSError, ValueError) as e:
+        sys.exit(f"error: {e}")
     print(f"{args.output} is written from {args.source}: {kind}")
     if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE) and not cfg.MODEL.RESNETS.DEFORM_LEGACY_BORDER:
         print(

@@ -1,5 +1,7 @@
 from detectron2.data import DatasetMapper
 
+from dcn_projects.one_line import one_line
+
 __all__ = ["CheckedDatasetMapper"]
 
 
@@ -9,12 +11,13 @@ class CheckedDatasetMapper(DatasetMapper):
     def __call__(self, dataset_dict):
         """
         Raises:
-            OSError: if the image cannot be read, or its size is not the one in the annotations
+            OSError: if the image cannot be read, or does not have the size in the annotations, or
+                these are damaged
         """
         try:
             return super().__call__(dataset_dict)
-        except (OSError, ValueError) as e:
+        except (AssertionError, KeyError, OSError, ValueError) as e:
             raise OSError(
-                f"Cannot use {dataset_dict['file_name']} ({' '.join(str(e).split())}). "
+                f"Cannot use {dataset_dict['file_name']} ({one_line(e)}). "
                 "Replace the file, or take the image out of the annotations."
             ) from e

@@ -3,6 +3,8 @@ from pathlib import Path
 import numpy as np
 from detectron2.data.detection_utils import read_image
 
+from dcn_projects.one_line import one_line
+
 __all__ = ["list_images", "read_bgr_image"]
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -23,7 +25,7 @@ def read_bgr_image(path: str | Path) -> np.ndarray:
     try:
         return np.ascontiguousarray(read_image(str(path), format="BGR"))
     except (OSError, ValueError, SyntaxError) as e:  # Pillow raises SyntaxError on broken PNGs
-        raise OSError(f"{path} is no image, or was cut off ({' '.join(str(e).split())}).") from e
+        raise OSError(f"{path} is no image, or was cut off ({one_line(e)}).") from e
 
 
 def list_images(folder: str | Path) -> list[Path]:

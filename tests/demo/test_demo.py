@@ -91,7 +91,8 @@ def test_video(run, video, tmp_path, models):
     np.testing.assert_allclose(levels, (50, 100, 150), atol=12)
 
 
-def test_mistakes(run, folder, video, tmp_path):
+def test_mistakes(run, folder, video, tiny_model, tmp_path):
+    plain = tiny_model(deformable=False)[1]
     (tmp_path / "empty").mkdir()
     (tmp_path / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:2000])
     (tmp_path / "cut.avi").write_bytes(video.read_bytes()[:100])
@@ -106,6 +107,7 @@ def test_mistakes(run, folder, video, tmp_path):
         (dict(inputs=[folder / "b.png"], output=folder), "would be overwritten"),
         (dict(inputs=[folder], models=2, weights=["one.pth"]), "2 configs and 1 weights"),
         (dict(inputs=[folder], weights=["none.pth"]), "none.pth does not exist"),
+        (dict(inputs=[folder], weights=[plain]), "model_False.pth: it is of another model"),
     ]:
         code, text = run(*arguments.pop("inputs"), **arguments)
         last = text.strip().splitlines()[-1]

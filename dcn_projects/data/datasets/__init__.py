@@ -1,6 +1,6 @@
 """Data sets: registered on import; `warped_digits` makes one."""
 
 from . import builtin  # noqa: F401
-from .check import check_datasets, expected_paths
+from .check import check_datasets, expected_paths, loading
 
-__all__ = ["check_datasets", "expected_paths"]
+__all__ = ["check_datasets", "expected_paths", "loading"]

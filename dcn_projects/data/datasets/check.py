@@ -1,11 +1,16 @@
-"""Tell in one line that a data set is missing, before anything else is set up."""
+"""Tell in one line what is wrong with a data set."""
 
+import contextlib
 import difflib
+import json
 import os
+import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
+
+from dcn_projects.one_line import one_line
 
 from .builtin import ROOT
 
@@ -42,6 +47,25 @@ def check_datasets(names: Iterable[str]):
                 raise FileNotFoundError(
                     f"data set {name}: {path} is missing; {_remedy(name, path)}"
                 )
+
+
+@contextlib.contextmanager
+def loading(names: Iterable[str]):
+    """
+    Within this context data sets are loaded.
+
+    Raises:
+        OSError: if annotations are cut off, empty or contradict themselves; one line that names the
+            data sets
+    """
+    try:
+        yield
+    except (AssertionError, KeyError, TypeError, ValueError, ET.ParseError) as e:
+        what = one_line(e)
+        if isinstance(e, (json.JSONDecodeError, ET.ParseError)):
+            kind = "JSON" if isinstance(e, json.JSONDecodeError) else "XML"
+            what = f"an annotation file is cut off or no {kind} ({what}). Copy it again"
+        raise OSError(f"data set {', '.join(names)}: {what}") from e
 
 
 def _remedy(name: str, path: str) -> str:

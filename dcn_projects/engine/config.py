@@ -1,0 +1,48 @@
+import contextlib
+from collections.abc import Iterable
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from dcn_projects.config import add_dcn_config
+from dcn_projects.one_line import one_line
+
+__all__ = ["one_line_errors", "read_config"]
+
+
+@contextlib.contextmanager
+def one_line_errors(config_file: str):
+    """
+    Within this context all that detectron2 raises about a config is a ValueError of one line, which
+    names the file. An OSError stays what it is.
+    """
+    try:
+        yield
+    except (AssertionError, KeyError, ValueError, yaml.YAMLError) as e:
+        raise ValueError(f"{config_file}: {one_line(e)}") from e
+
+
+def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:
+    """
+    Args:
+        config_file: one of configs/*/*.yaml
+        opts: KEY VALUE pairs that override it
+    Returns:
+        CfgNode: all keys of detectron2 and of this project
+    Raises:
+        OSError: if a file cannot be read
+        ValueError: if a file or a pair is wrong, in one line that names it
+    """
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    with one_line_errors(config_file):
+        try:
+            cfg.merge_from_file(config_file)
+            cfg.merge_from_list(list(opts))
+        except RecursionError:
+            raise ValueError("by its _BASE_ it is, in the end, its own base") from None
+        except (AttributeError, TypeError) as e:  # detectron2 looks for keys in something else
+            raise ValueError(
+                "the file, its _BASE_, or a section that it sets, holds no 'KEY: value' pairs"
+            ) from e
+    return cfg

@@ -1,0 +1,58 @@
+"""Mistakes in config files and overrides are one line that names them."""
+
+import pytest
+
+from dcn_projects.engine import one_line_errors, read_config
+
+MISTAKES = {
+    "- a\n- b": "no 'KEY: value' pairs",
+    "only text": "no 'KEY: value' pairs",
+    "": "no 'KEY: value' pairs",
+    "MODEL: 3": "no 'KEY: value' pairs",
+    "_BASE_: 3": "no 'KEY: value' pairs",
+    "_BASE_: config.yaml": "its own base",
+    "MODEL: {RFCM: 1}": "MODEL.RFCM",
+    "MODEL: {MASK_ON: 7": "line 1",
+    "MODEL:\n  RFCN: {GAMMA: much}": "MODEL.RFCN.GAMMA",
+}
+
+
+@pytest.mark.parametrize("content", MISTAKES)
+def test_files(tmp_path, content):
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError) as error:
+        read_config(str(path))
+    message = str(error.value)
+    assert message.startswith(str(path)) and MISTAKES[content] in message and "\n" not in message
+
+
+def test_missing_base(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("_BASE_: none.yaml")
+    with pytest.raises(OSError, match="none.yaml"):
+        read_config(str(path))
+
+
+def test_overrides(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL:\n  RFCN: {GAMMA: 0.2}")
+    cfg = read_config(str(path), ["MODEL.RFCN.GROUP_SIZE", "3"])
+    assert (cfg.MODEL.RFCN.GAMMA, cfg.MODEL.RFCN.GROUP_SIZE) == (0.2, 3)
+    for opts in (["MODEL.RFCN.GAMMA.X", "3"], ["MODEL.RFCN.GAMA", "3"], ["MODEL.RFCN.GAMMA"]):
+        with pytest.raises(ValueError, match="config.yaml: "):
+            read_config(str(path), opts)
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (KeyError("No object named 'Foo' found"), "a.yaml: No object named 'Foo' found"),
+        (KeyError("res6"), "a.yaml: there is no res6"),
+        (AssertionError("two\nlines"), "a.yaml: two lines"),
+    ],
+)
+def test_errors_of_models(error, message):
+    with pytest.raises(ValueError) as e, one_line_errors("a.yaml"):
+        raise error
+    assert str(e.value) == message
