@@ -69,8 +69,10 @@ def random_dataset(tmp_path):
                     file_name=str(path), image_id=i, height=192, width=256,
                     annotations=[
                         dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, iscrowd=0,
-                             category_id=int(rng.integers(num_classes)))
+                             category_id=int(rng.integers(num_classes)),
+                             segmentation=[[x0, y0, x1, y0, x1, y1, x0, y1]])
                         for box in boxes
+                        for x0, y0, x1, y1 in [box]
                     ],
                 )
             )  # fmt: skip
@@ -103,6 +105,10 @@ def test_config(path, tmp_path, random_dataset, reads):
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.SOLVER.MAX_ITER = 1
     cfg.DATALOADER.NUM_WORKERS = 0
+    # Few RoIs, as res5 on each of them takes the most time.
+    cfg.MODEL.RPN.POST_NMS_TOPK_TEST = min(cfg.MODEL.RPN.POST_NMS_TOPK_TEST, 20)
+    if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
+        cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.freeze()
 

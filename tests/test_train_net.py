@@ -38,8 +38,14 @@ def run(datasets, output, *args, launcher=(sys.executable, "train_net.py"), opts
 
 
 def test_train_evaluate_resume(datasets, tmp_path):
-    done = run(datasets, tmp_path, "SOLVER.MAX_ITER", "2")
+    period = ("MODEL.DEFORMABLE.STATISTICS_PERIOD", "2")
+    done = run(datasets, tmp_path, "SOLVER.MAX_ITER", "2", *period)
     assert done.returncode == 0, done.stdout
+    lines = (tmp_path / "metrics.json").read_text().splitlines()
+    metrics = {key: value for line in lines for key, value in json.loads(line).items()}
+    for layer in ("backbone.res5.0.conv2", "roi_heads.pooler"):
+        for key in ("mean", "max", "outside"):
+            assert metrics[f"offsets/{layer}/{key}"] >= 0
     trained = json.loads((tmp_path / "results.json").read_text())
 
     weights = str(tmp_path / "model_final.pth")
@@ -80,12 +86,14 @@ def test_two_processes(datasets, tmp_path):
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone")
     torchrun += ("--nproc-per-node", "2")
     options = ("SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0")
+    options += ("MODEL.DEFORMABLE.STATISTICS_PERIOD", "1")
     done = run(datasets, tmp_path, *options, launcher=(*torchrun, script))
     assert done.returncode == 0, done.stdout
     processes = json.loads((tmp_path / "processes.json").read_text())
     assert processes["sums"][0] == processes["sums"][1]
     assert processes["ranks"] == [[0, 0, 2], [1, 1, 2]]
     assert "World size: 2" in done.stdout
+    assert "offsets/roi_heads.pooler/max" in (tmp_path / "metrics.json").read_text()
     assert "bbox" in json.loads((tmp_path / "results.json").read_text())
     state = torch.load(tmp_path / "model_final.pth", weights_only=False)
     assert state["iteration"] == 1
