@@ -61,15 +61,15 @@ class OffsetStatistics(HookBase):
                 )
 
     def _guard(self, name: str, longest: float, reach: float) -> None:
-        advice = "Lower SOLVER.BASE_LR, or the factor of these offsets in SOLVER.LR_FACTORS."
         if not math.isfinite(longest):
             raise FloatingPointError(
-                f"iteration {self.trainer.iter}: {name} has offsets that are not finite. {advice}"
+                f"iteration {self.trainer.iter}: {name} has offsets that are not finite. "
+                "SOLVER.LR_FACTORS sets how fast they learn."
             )
         if reach > 1:
             logging.getLogger(__name__).warning(
                 f"Iteration {self.trainer.iter}: {name} has an offset of {reach:.1f} times the "
-                f"size of its feature map. {advice}"
+                "size of its feature map. SOLVER.LR_FACTORS sets how fast offsets learn."
             )
 
     @torch.no_grad()
