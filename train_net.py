@@ -19,7 +19,7 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, defaults
-from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
+from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils import comm
 
@@ -27,7 +27,7 @@ from dcn_projects.checkpoint import check_weights, load_trained
 from dcn_projects.data import CheckedDatasetMapper, check_datasets, loading
 from dcn_projects.engine import OffsetStatistics, launch, one_line_errors, read_config
 from dcn_projects.evaluation import COCOThresholdEvaluator, PascalVOCThresholdEvaluator
-from dcn_projects.modeling import RFCN, MultiScaleTTA, RFCNROIHeads
+from dcn_projects.modeling import RFCN, MultiScaleTTA, RFCNROIHeads, meta_architecture
 from dcn_projects.modeling.box_nms import soft_nms_options
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
 from dcn_projects.one_line import one_line
@@ -120,8 +120,7 @@ def check_heads(cfg):
     soft_nms_options(cfg)
     keys = cfg.MODEL.ROI_HEADS
     heads = ROI_HEADS_REGISTRY.get(keys.NAME)
-    meta_arch = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    if issubclass(meta_arch, RFCN) != issubclass(heads, RFCNROIHeads):
+    if issubclass(meta_architecture(cfg), RFCN) != issubclass(heads, RFCNROIHeads):
         raise ValueError(
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE} and MODEL.ROI_HEADS.NAME "
             f"{keys.NAME}: the position-sensitive maps of RFCN are for RFCNROIHeads and no others"
@@ -139,7 +138,7 @@ def check_heads(cfg):
 
 def check_classes(cfg, names):
     """Raises ValueError if a data set, as far as it is known, has other classes than the heads."""
-    if issubclass(META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE), GeneralizedRCNN):
+    if issubclass(meta_architecture(cfg), GeneralizedRCNN):
         for name in names:
             classes = MetadataCatalog.get(name).get("thing_classes")
             if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:

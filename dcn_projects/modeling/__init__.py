@@ -6,7 +6,7 @@ from .backbone import (
     build_deform_retinanet_resnet_fpn_backbone,
     build_mxnet_resnet_fpn_backbone,
 )
-from .meta_arch import RFCN, MXNetRCNN, build_deformable_model
+from .meta_arch import RFCN, MXNetRCNN, build_deformable_model, meta_architecture
 from .poolers import DeformROIPooler, MaxROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
 from .roi_heads import (
@@ -42,4 +42,5 @@ __all__ = [
     "build_deform_retinanet_resnet_fpn_backbone",
     "build_deformable_model",
     "build_mxnet_resnet_fpn_backbone",
+    "meta_architecture",
 ]

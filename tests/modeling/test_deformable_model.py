@@ -16,6 +16,7 @@ from dcn_projects.layers import DeformableConv2d
 from dcn_projects.modeling import (
     DeformBottleneckBlock,
     build_deform_retinanet_resnet_fpn_backbone,
+    meta_architecture,
 )
 
 SMALL = """
@@ -106,6 +107,12 @@ def test_starts_as_the_plain_model(place, modulated, tmp_path):
         after = dense_results(predictor.model)
     with pytest.raises(AssertionError):
         torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_class_of_the_model(place):
+    assert meta_architecture(make_cfg(place)).__name__ == PLACES[place][1]
+    assert meta_architecture(make_cfg(place, *DEFORMABLE)).__name__ == PLACES[place][1]
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -1,5 +1,5 @@
-from .deformable import build_deformable_model
+from .deformable import build_deformable_model, meta_architecture
 from .mxnet_rcnn import MXNetRCNN
 from .rfcn import RFCN, RFCNScoreMaps
 
-__all__ = ["MXNetRCNN", "RFCN", "RFCNScoreMaps", "build_deformable_model"]
+__all__ = ["MXNetRCNN", "RFCN", "RFCNScoreMaps", "build_deformable_model", "meta_architecture"]

@@ -3,7 +3,7 @@ from torch import nn
 
 from dcn_projects.layers import deformable
 
-__all__ = ["build_deformable_model"]
+__all__ = ["build_deformable_model", "meta_architecture"]
 
 
 @META_ARCH_REGISTRY.register()
@@ -26,3 +26,11 @@ def build_deformable_model(cfg) -> nn.Module:
         return deformable(model, keys.SELECT, keys.MODULATED, keys.NUM_GROUPS)
     except ValueError as e:
         raise ValueError(f"MODEL.DEFORMABLE.SELECT is {list(keys.SELECT)}: {e}") from e
+
+
+def meta_architecture(cfg) -> type[nn.Module]:
+    """The class of the model that a config describes, also where its convolutions are swapped."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name == build_deformable_model.__name__:
+        name = cfg.MODEL.DEFORMABLE.META_ARCHITECTURE
+    return META_ARCH_REGISTRY.get(name)
