@@ -231,6 +231,8 @@ def convert_mxnet(
             shape = (rule.source_rows(rows), *rest)
             if array.shape != shape or array.dtype.kind != "f":
                 unfit.append(f"{name} is {array.dtype} {array.shape}, expected float {shape}")
+            elif not np.isfinite(array).all():
+                unfit.append(f"{name} has values that are not finite")
             found[rule.target] = rule, array
     missing = [name for name in expected if name not in found]
 

@@ -1,4 +1,5 @@
 import math
+import re
 import struct
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,8 @@ _LIST_MAGIC = 0x112
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _MAX_RANK = 32
 _MAX_BYTES = 2**62  # sizes that NumPy can hold
+_MAX_ARRAYS = 100_000  # an empty one takes 28 bytes of the file, and half a kilobyte here
+_NAME = re.compile(r"[!-~]{1,255}")
 _STORAGE = {1: "row-sparse", 2: "compressed sparse row"}
 _DTYPES = {
     0: "<f4", 1: "<f8", 2: "<f2", 3: "u1", 4: "<i4", 5: "i1", 6: "<i8", 7: "?",
@@ -80,8 +83,8 @@ class _Reader:
 def read_params(path: str | PathLike) -> dict[str, np.ndarray]:
     """
     Read a `.params` file of MXNet, of any version of its NDArray format: dense arrays with names.
-    No size in the file is believed before it is compared with the size of the file, and nothing in
-    it is executed.
+    No size in the file is believed before it is compared with the size of the file, little more
+    memory is taken than that, and nothing in it is executed.
 
     Args:
         path: the file
@@ -98,6 +101,8 @@ def read_params(path: str | PathLike) -> dict[str, np.ndarray]:
         raise file.error(f"it starts with {magic:#x} instead of {_LIST_MAGIC:#x}: not of MXNet")
     file.what = "the number of arrays"
     count = file.count(smallest=4)
+    if count > _MAX_ARRAYS:
+        raise file.error(f"{count} are more than a network has")
     # The names come last, so that a damaged array is told by its number.
     arrays = []
     for i in range(count):
@@ -110,11 +115,9 @@ def read_params(path: str | PathLike) -> dict[str, np.ndarray]:
     named = {}
     for i, array in enumerate(arrays):
         file.what = f"the name of array {i + 1} of {count}"
-        name = bytes(file.take(file.count(smallest=1)))
-        try:
-            name = name.decode()
-        except UnicodeDecodeError:
-            raise file.error(f"{name!r} is not UTF-8") from None
+        name = bytes(file.take(file.count(smallest=1))).decode(errors="replace")
+        if not _NAME.fullmatch(name):
+            raise file.error(f"{name[:40]!r} cannot be the name of an array")
         if name in named:
             raise file.error(f"{name} is there twice")
         if array is None:

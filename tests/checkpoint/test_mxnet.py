@@ -224,6 +224,7 @@ def test_all_that_is_wrong_is_listed():
     arrays["arg:res4b_branch1_weight"] = np.zeros(1, np.float32)
     arrays["arg:rpn_cls_score_bias"] = np.zeros(5, np.float32)
     arrays["arg:rfcn_bbox_bias"] = np.float32(1)
+    arrays["arg:conv1_weight"][0, 0, 0, 0] = np.nan
     arrays["arg:rfcn_cls_weight"] = arrays["arg:rfcn_cls_weight"].astype(np.int32)
     del arrays["arg:conv_new_1_bias"], arrays["aux:bn_conv1_moving_var"]
     with pytest.raises(ValueError) as error:
@@ -236,6 +237,7 @@ def test_all_that_is_wrong_is_listed():
         "    arg:res5b_branch2b_offset_bias (as backbone.res5.1.conv2_offset.bias)",
         "    arg:res4b_branch1_weight (as backbone.res4.1.shortcut.weight)",
         "these arrays are not what they should be",
+        "    arg:conv1_weight has values that are not finite",
         "    arg:rpn_cls_score_bias is float32 (5,), expected float (6,)",
         "    arg:rfcn_cls_weight is int32 (27, 5), expected float (27, 5)",
         "    arg:rfcn_bbox_bias is float32 (), expected float (72,)",
