@@ -128,7 +128,7 @@ def check_heads(cfg):
     if keys.NMS_TYPE != "hard" and heads.__module__.startswith("detectron2."):
         raise ValueError(
             f"MODEL.ROI_HEADS.NMS_TYPE {keys.NMS_TYPE}: {keys.NAME} of detectron2 has hard NMS "
-            "only. For Faster and Mask R-CNN take MODEL.ROI_HEADS.NAME SoftNMSROIHeads"
+            "only. For Faster and Mask R-CNN take MODEL.ROI_HEADS.NAME OHEMROIHeads"
         )
     if cfg.TEST.AUG.ENABLED:
         raw = augmentation_options(cfg)["raw"]

@@ -16,7 +16,6 @@ from .roi_heads import (
     OHEMROIHeads,
     RFCNROIHeads,
     SoftNMSFastRCNNOutputLayers,
-    SoftNMSROIHeads,
 )
 from .test_time_augmentation import MultiScaleTTA
 
@@ -36,7 +35,6 @@ __all__ = [
     "RFCN",
     "RFCNROIHeads",
     "SoftNMSFastRCNNOutputLayers",
-    "SoftNMSROIHeads",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "build_deform_retinanet_resnet_fpn_backbone",

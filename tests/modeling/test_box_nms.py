@@ -170,7 +170,7 @@ def make_cfg(*opts):
     return cfg
 
 
-@pytest.mark.parametrize("heads", ["SoftNMSROIHeads", "RFCNROIHeads"])
+@pytest.mark.parametrize("heads", ["OHEMROIHeads", "RFCNROIHeads"])
 def test_heads_from_config(heads):
     cfg = make_cfg()
     if heads == "RFCNROIHeads":
@@ -182,7 +182,7 @@ def test_heads_from_config(heads):
     cfg.merge_from_list("MODEL.ROI_HEADS.NMS_TYPE linear".split())
     cfg.merge_from_list("MODEL.ROI_HEADS.SOFT_NMS_SIGMA 0.6".split())
     cfg.merge_from_list("MODEL.ROI_HEADS.SOFT_NMS_SCORE_THRESH 0.01".split())
-    if heads == "SoftNMSROIHeads":
+    if heads == "OHEMROIHeads":
         cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES
         cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
     outputs = build_model(cfg).roi_heads.box_predictor

@@ -247,7 +247,7 @@ def make_mask_rcnn_cfg(heads):
 @pytest.mark.parametrize("method", ["hard", "gaussian"])
 def test_masks(method):
     """They are predicted for the merged boxes, as in detectron2."""
-    cfg = make_mask_rcnn_cfg("SoftNMSROIHeads")
+    cfg = make_mask_rcnn_cfg("OHEMROIHeads")
     cfg.MODEL.ROI_HEADS.NMS_TYPE = method
     torch.manual_seed(0)
     model, image = build_model(cfg).eval(), make_image()

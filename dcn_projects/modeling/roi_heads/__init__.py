@@ -1,5 +1,5 @@
 from .box_head import MXNetBoxHead
-from .fast_rcnn import SoftNMSFastRCNNOutputLayers, SoftNMSROIHeads
+from .fast_rcnn import SoftNMSFastRCNNOutputLayers
 from .mxnet_heads import MXNetOutputLayers, MXNetROIHeads
 from .ohem import OHEMFastRCNNOutputLayers, OHEMROIHeads
 from .rfcn import RFCNROIHeads
@@ -12,5 +12,4 @@ __all__ = [
     "OHEMROIHeads",
     "RFCNROIHeads",
     "SoftNMSFastRCNNOutputLayers",
-    "SoftNMSROIHeads",
 ]

@@ -1,29 +1,19 @@
 from detectron2.config import configurable
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor
 
 from ..box_nms import box_nms, detections_above, soft_nms_options
 
-__all__ = ["SoftNMSFastRCNNOutputLayers", "SoftNMSROIHeads"]
+__all__ = ["SoftNMSFastRCNNOutputLayers"]
 
 
 class SoftNMSFastRCNNOutputLayers(FastRCNNOutputLayers):
     """
     detectron2's outputs, with soft-NMS (arXiv 1704.04503) where MODEL.ROI_HEADS.NMS_TYPE asks for
-    it; with "hard" they are detectron2's own.
-
-    Heads derived from StandardROIHeads use it, or a class derived from it, by one method:
-
-        @classmethod
-        def _init_box_head(cls, cfg, input_shape):
-            ret = super()._init_box_head(cfg, input_shape)
-            shape = ret["box_head"].output_shape
-            return {**ret, "box_predictor": SoftNMSFastRCNNOutputLayers(cfg, shape)}
-
-    Other heads call `box_predictor.inference(predictions, proposals)`, which test-time
-    augmentation also relies on.
+    it; with "hard" they are detectron2's own. `OHEMROIHeads` and what is derived from it have them;
+    other heads call `box_predictor.inference(predictions, proposals)`, on which test-time
+    augmentation relies too.
     """
 
     @configurable
@@ -89,14 +79,3 @@ class SoftNMSFastRCNNOutputLayers(FastRCNNOutputLayers):
             score_threshold=self.soft_nms_score_thresh,
         )
         return kept, rois[indices]
-
-
-@ROI_HEADS_REGISTRY.register()
-class SoftNMSROIHeads(StandardROIHeads):
-    """detectron2's heads of Faster and Mask R-CNN, with the choice of NMS_TYPE."""
-
-    @classmethod
-    def _init_box_head(cls, cfg, input_shape):
-        ret = super()._init_box_head(cfg, input_shape)
-        shape = ret["box_head"].output_shape
-        return {**ret, "box_predictor": SoftNMSFastRCNNOutputLayers(cfg, shape)}

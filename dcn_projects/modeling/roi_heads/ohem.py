@@ -100,8 +100,9 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
 @ROI_HEADS_REGISTRY.register()
 class OHEMROIHeads(StandardROIHeads):
     """
-    detectron2's heads, where MODEL.ROI_BOX_HEAD.OHEM_NUM switches hard example mining on in the box
-    branch. Put before other heads with one box predictor, it does the same for them:
+    detectron2's heads of Faster and Mask R-CNN, where MODEL.ROI_BOX_HEAD.OHEM_NUM switches hard
+    example mining on in the box branch, and MODEL.ROI_HEADS.NMS_TYPE soft-NMS. Put before other
+    heads with one box predictor, it does the same for them:
     `class MyOHEMROIHeads(OHEMROIHeads, MyROIHeads)`. Branches for masks and keypoints still learn
     from all foreground RoIs.
     """
