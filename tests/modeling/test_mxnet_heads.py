@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model, build_roi_heads
 from detectron2.structures import Boxes, Instances
@@ -11,30 +10,20 @@ from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 from torchvision.ops import roi_pool
 
-from dcn_projects import add_dcn_config
 from dcn_projects.solver import build_optimizer
 from tests.layers import reference
+from tests.modeling.narrow_models import NARROW, check_training_step, detect, load
 
 K, C, BINS = 2, 6, 3
 
 
-def load(path):
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file(f"configs/Faster-R-CNN/{path}.yaml")
-    cfg.MODEL.DEVICE = "cpu"
-    return cfg
-
-
 def make_cfg(deform):
-    cfg = load("Base-Faster-RCNN")
-    cfg.merge_from_list(
-        f"""MODEL.WEIGHTS '' MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.NORM BN
-        MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
-        MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.BACKBONE.FREEZE_AT 0 MODEL.RPN.CONV_DIMS [16]
-        MODEL.ANCHOR_GENERATOR.SIZES [[32,64]] MODEL.ROI_HEADS.NUM_CLASSES {K}
+    cfg = load(
+        "Faster-R-CNN/Base-Faster-RCNN",
+        NARROW,
+        f"""MODEL.ANCHOR_GENERATOR.SIZES [[32,64]] MODEL.ROI_HEADS.NUM_CLASSES {K}
         MODEL.ROI_BOX_HEAD.REDUCED_DIM {C} MODEL.ROI_BOX_HEAD.FC_DIM 16
-        MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION {BINS}""".split()
+        MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION {BINS}""",
     )
     if deform:
         cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
@@ -169,34 +158,14 @@ def test_few_proposals_are_repeated():
     assert sorted(rows.tolist()) == [0, 1]
 
 
-def make_inputs():
-    """A batch of two sizes; the second image has no objects."""
-    torch.manual_seed(1)
-    inputs = []
-    for size, boxes in ((96, 128), [[8.0, 8, 60, 70], [40, 20, 120, 90]]), ((64, 80), []):
-        target = Instances(size)
-        target.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-        target.gt_classes = torch.arange(len(boxes))
-        inputs.append({"image": torch.randint(0, 256, (3, *size)), "instances": target})
-    return inputs
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("deform", [False, True])
 def test_every_layer_learns(deform, autocast):
     model = build_model(make_cfg(deform))
-    with EventStorage() as storage, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        losses = model(make_inputs())
-    sum(losses.values()).backward()
-    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
+    storage = check_training_step(model, autocast, may_be_zero=r"conv1\.weight$")
     sampled = (storage.history(f"roi_head/num_{x}_samples").latest() for x in ("fg", "bg"))
     assert sum(sampled) == 128  # in the mean over two images
-    for name, p in model.named_parameters():
-        assert p.grad is not None and torch.isfinite(p.grad).all(), name
-        assert p.grad.abs().max() > 0 or name.endswith("conv1.weight"), name
-    model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert len(model(make_inputs())) == 2
+    assert len(detect(model, autocast)) == 2
 
 
 @pytest.mark.parametrize("deform", [False, True])
@@ -261,7 +230,7 @@ def test_features_of_different_width_are_refused():
 
 def test_learning_rates():
     """Of all layers that predict offsets only that of RoI pooling is slow."""
-    cfg = load("deformable_faster_rcnn_R_101_C5_voc")
+    cfg = load("Faster-R-CNN/deformable_faster_rcnn_R_101_C5_voc")
     model = build_model(cfg)
     names = {p: name for name, p in model.named_parameters()}
     factors = {
@@ -284,7 +253,7 @@ SCHEDULES = {"voc": (2 * 16551, 4.83, 7, 20, 300), "coco": (2 * 117266, 5.333, 8
 @pytest.mark.parametrize("prefix", ["", "deformable_"])
 @pytest.mark.parametrize("data", SCHEDULES)
 def test_schedule_is_that_of_the_original(data, prefix):
-    cfg = load(f"{prefix}faster_rcnn_R_101_C5_{data}")
+    cfg = load(f"Faster-R-CNN/{prefix}faster_rcnn_R_101_C5_{data}")
     images, step, epochs, classes, detections = SCHEDULES[data]
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == classes
     assert cfg.TEST.DETECTIONS_PER_IMAGE == detections

@@ -2,46 +2,22 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
-from dcn_projects import add_dcn_config
 from dcn_projects.modeling import DeformBottleneckBlock
 from dcn_projects.solver import build_optimizer
+from tests.modeling.narrow_models import NARROW, check_training_step, detect, load, make_inputs
 
-SMALL = """MODEL.DEVICE cpu MODEL.WEIGHTS '' MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.NORM BN
-    MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
-    MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.BACKBONE.FREEZE_AT 0 MODEL.FPN.OUT_CHANNELS 16
-    MODEL.RPN.CONV_DIMS [16] MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_BOX_HEAD.OHEM_NUM 40
-    MODEL.ROI_HEADS.NUM_CLASSES 3""".split()
+SMALL = f"""{NARROW} MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 16
+    MODEL.ROI_BOX_HEAD.OHEM_NUM 40 MODEL.ROI_HEADS.NUM_CLASSES 3"""
 
 
-def make_cfg(leaf="deformable_fpn_R_101_coco", opts=()):
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file(f"configs/FPN/{leaf}.yaml")
-    cfg.merge_from_list(list(opts))
-    return cfg
-
-
-def small_model(leaf="deformable_fpn_R_101_coco", opts=()):
+def small_model(leaf="deformable_fpn_R_101_coco", *opts):
     torch.manual_seed(0)
-    return build_model(make_cfg(leaf, [*SMALL, *opts]))
-
-
-def make_inputs():
-    """A batch of two sizes, neither a multiple of 32; the second image has no objects."""
-    torch.manual_seed(1)
-    inputs = []
-    for size, boxes in ((90, 125), [[8.0, 8, 60, 70], [40, 20, 120, 90]]), ((64, 80), []):
-        target = Instances(size)
-        target.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-        target.gt_classes = torch.arange(len(boxes))
-        inputs.append({"image": torch.randint(0, 256, (3, *size)), "instances": target})
-    return inputs
+    return build_model(load(f"FPN/{leaf}", SMALL, *opts))
 
 
 LEAVES = ["fpn_R_101_coco", "deformable_fpn_R_101_coco"]
@@ -51,20 +27,9 @@ LEAVES = ["fpn_R_101_coco", "deformable_fpn_R_101_coco"]
 @pytest.mark.parametrize("autocast", [False, True])
 def test_every_layer_learns(leaf, autocast):
     model = small_model(leaf)
-    with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        losses = model(make_inputs())
-    sum(losses.values()).backward()
-    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
-    for name, p in model.named_parameters():
-        # All are used, the offset layers of levels without RoIs too: several GPUs need that.
-        assert p.grad is not None and torch.isfinite(p.grad).all(), name
-        level_without_rois = "level_poolers" in name and ".0." not in name
-        assert p.grad.abs().max() > 0 or level_without_rois, name
-    model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        outputs = model(make_inputs())
-    for output, x in zip(outputs, make_inputs()):
-        detections = output["instances"]
+    # The offset layers of levels without RoIs are used, but have nothing to learn.
+    check_training_step(model, autocast, may_be_zero=r"level_poolers\.[1-3]\.")
+    for detections, x in zip(detect(model, autocast), make_inputs()):
         height, width = detections.image_size
         assert (height, width) == x["image"].shape[1:]
         assert 0 < len(detections) <= 100
@@ -116,7 +81,7 @@ PARAMETERS = {"fpn_R_101_coco": 66_063_591, "deformable_fpn_R_101_coco": 72_225_
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_size_is_that_of_the_original(leaf):
-    model = build_model(make_cfg(leaf, ["MODEL.DEVICE", "cpu"]))
+    model = build_model(load(f"FPN/{leaf}"))
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     count = sum(t.numel() for n, t in tensors.items() if n.endswith((".weight", ".bias")))
     assert count + 3 * (512 + 1) + 4 * (1024 + 1) == PARAMETERS[leaf]
@@ -129,7 +94,7 @@ def test_size_is_that_of_the_original(leaf):
 
 def test_learning_rates():
     """The offsets of RoI pooling learn at 0.01, those of the convolutions as all else."""
-    cfg = make_cfg(opts=SMALL)
+    cfg = load("FPN/deformable_fpn_R_101_coco", SMALL)
     model = build_model(cfg)
     names = {p: name for name, p in model.named_parameters()}
     groups = build_optimizer(cfg, model).param_groups
@@ -145,7 +110,7 @@ def test_learning_rates():
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_schedule_is_that_of_the_original(leaf):
     """7 epochs of 117,266 images and their mirror images, steps after the 4th and the 6th."""
-    solver = make_cfg(leaf).SOLVER
+    solver = load(f"FPN/{leaf}").SOLVER
     images, batch = 2 * 117266, solver.IMS_PER_BATCH
     assert (solver.BASE_LR, batch) == (0.01, 8)
     assert solver.STEPS == (4 * images // batch, 6 * images // batch)
@@ -166,4 +131,4 @@ def test_schedule_is_that_of_the_original(leaf):
 )
 def test_impossible_options_are_named(option, message):
     with pytest.raises(ValueError, match=message):
-        small_model(opts=option.split())
+        small_model("deformable_fpn_R_101_coco", option)

@@ -2,30 +2,24 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.testing import assert_close
 
-from dcn_projects import add_dcn_config
 from tests.layers import reference
+from tests.modeling.narrow_models import NARROW, check_training_step, detect, load
 
 K, GROUP = 2, 3
 
 
 def make_cfg(deform=True):
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file("configs/R-FCN/Base-RFCN.yaml")
-    cfg.merge_from_list(
-        f"""MODEL.DEVICE cpu MODEL.WEIGHTS '' MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.NORM BN
-        MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
-        MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.BACKBONE.FREEZE_AT 0 MODEL.RPN.CONV_DIMS [16]
-        MODEL.ANCHOR_GENERATOR.SIZES [[32,64]] MODEL.RFCN.CONV_DIM 16
+    cfg = load(
+        "R-FCN/Base-RFCN",
+        NARROW,
+        f"""MODEL.ANCHOR_GENERATOR.SIZES [[32,64]] MODEL.RFCN.CONV_DIM 16
         MODEL.RFCN.GROUP_SIZE {GROUP} MODEL.RFCN.DEFORM_POOL {deform}
-        MODEL.ROI_HEADS.NUM_CLASSES {K}""".split()
+        MODEL.ROI_HEADS.NUM_CLASSES {K}""",
     )
     if deform:
         cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
@@ -74,31 +68,11 @@ def test_plain_votes(rois, kind):
     assert_close(heads.vote(maps, rois, kind).double(), expected, rtol=1e-4, atol=1e-5)
 
 
-def make_inputs():
-    """A batch of two sizes; the second image has no objects."""
-    torch.manual_seed(1)
-    inputs = []
-    for size, boxes in ((96, 128), [[8.0, 8, 60, 70], [40, 20, 120, 90]]), ((64, 80), []):
-        target = Instances(size)
-        target.gt_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
-        target.gt_classes = torch.arange(len(boxes))
-        inputs.append({"image": torch.randint(0, 256, (3, *size)), "instances": target})
-    return inputs
-
-
 @pytest.mark.parametrize("autocast", [False, True])
 def test_every_layer_learns(autocast):
     model = build_model(make_cfg())
-    with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        losses = model(make_inputs())
-    sum(losses.values()).backward()
-    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg"}
-    for name, p in model.named_parameters():
-        assert p.grad is not None and torch.isfinite(p.grad).all(), name
-        assert p.grad.abs().max() > 0 or name.endswith("conv1.weight"), name
-    model.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        assert len(model(make_inputs())) == 2
+    check_training_step(model, autocast, may_be_zero=r"conv1\.weight$")
+    assert len(detect(model, autocast)) == 2
 
 
 def test_offsets_start_at_zero():
@@ -154,9 +128,7 @@ SCHEDULES = {"voc": (2 * 16551, 4.83, 7, 20), "coco": (2 * 117266, 5.333, 8, 80)
 @pytest.mark.parametrize("prefix", ["", "deformable_"])
 @pytest.mark.parametrize("data", SCHEDULES)
 def test_schedule_is_that_of_the_original(data, prefix):
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file(f"configs/R-FCN/{prefix}rfcn_R_101_C5_{data}.yaml")
+    cfg = load(f"R-FCN/{prefix}rfcn_R_101_C5_{data}")
     images, step, epochs, classes = SCHEDULES[data]
     batch = cfg.SOLVER.IMS_PER_BATCH
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == classes
