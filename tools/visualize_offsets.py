@@ -23,7 +23,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
-from dcn_projects.data import check_datasets, read_bgr_image
+from dcn_projects.data import check_datasets, loading, read_bgr_image
 from dcn_projects.engine import build_predictor
 from dcn_projects.vis import (
     DilationStatistics,
@@ -146,10 +146,12 @@ def main(args):
         seen = show_image(predictor, args)
     if args.dataset:
         check_datasets([args.dataset])
-        records = DatasetCatalog.get(args.dataset)[: args.max_images]
-        for record in records:
+        with loading([args.dataset]):
+            records = DatasetCatalog.get(args.dataset)[: args.max_images]
+            boxes = [annotated_boxes(record) for record in records]
+        for record, objects in zip(records, boxes):
             seen = look(predictor, read_bgr_image(record["file_name"]))
-            add_statistics(statistics, seen, annotated_boxes(record))
+            add_statistics(statistics, seen, objects)
         objects = f"annotated objects of {len(records)} images of {args.dataset}"
     else:
         boxes = np.zeros((0, 4))

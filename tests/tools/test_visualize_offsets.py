@@ -68,17 +68,24 @@ def test_pictures_and_numbers(run, image, tmp_path):
     assert "2.25 ± 0.00" in text and "5 detections in" in text
 
 
-def test_statistics_of_a_data_set(run, image, tmp_path):
+@pytest.fixture
+def register(image, tmp_path):
+    """register(annotations of each image) makes the data set "offsets_test" of three images."""
+
+    def register(entries):
+        DatasetCatalog.register("offsets_test", lambda: [{"file_name": str(image), **entries}] * 3)
+        MetadataCatalog.get("offsets_test").set(json_file=str(image), image_root=str(tmp_path))
+
+    yield register
+    DatasetCatalog.remove("offsets_test")
+    MetadataCatalog.remove("offsets_test")
+
+
+def test_statistics_of_a_data_set(run, register, tmp_path):
     objects = [{"bbox": [0, 0, 60, 60], "bbox_mode": 0}, {"bbox": [64, 0, 10, 10], "bbox_mode": 1}]
     crowd = {"bbox": [0, 0, 128, 96], "bbox_mode": 0, "iscrowd": 1}
-    records = [{"file_name": str(image), "annotations": [*objects, crowd]}] * 3
-    DatasetCatalog.register("offsets_test", lambda: records)
-    MetadataCatalog.get("offsets_test").set(json_file=str(image), image_root=str(tmp_path))
-    try:
-        code, text = run("--dataset", "offsets_test", "--max-images", 2)
-    finally:
-        DatasetCatalog.remove("offsets_test")
-        MetadataCatalog.remove("offsets_test")
+    register({"annotations": [*objects, crowd]})
+    code, text = run("--dataset", "offsets_test", "--max-images", 2)
     assert code == 0, text
     content = json.loads((tmp_path / "out/effective_dilation.json").read_text())
     assert content["objects"] == "annotated objects of 2 images of offsets_test"
@@ -118,6 +125,12 @@ def test_mistakes(mistake, run, image, tmp_path):
     code, text = run(*(a.format(out=tmp_path, image=image) for a in arguments))
     last = text.strip().splitlines()[-1]
     assert code in (1, 2) and "error: " in last and message in last, text
+
+
+def test_a_data_set_without_annotations(run, register):
+    register({})
+    code, text = run("--dataset", "offsets_test")
+    assert code == 1 and "error: data set offsets_test: there is no annotations" in text
 
 
 def test_no_deformable_layer(run, image):
