@@ -151,6 +151,9 @@ def check_classes(cfg, names):
 def check_files(cfg, args):
     """Raises OSError or ValueError if data or weights cannot be used."""
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
+    key = "TEST" if args.eval_only else "TRAIN"
+    if not cfg.DATASETS[key]:
+        raise ValueError(f"DATASETS.{key} is empty: name a data set")
     check_datasets(names)
     check_classes(cfg, names)
     for name in cfg.DATASETS.TEST:
