@@ -9,6 +9,7 @@ def add_dcn_config(cfg: CN) -> None:
     add_deformable_config(cfg)
     add_rpn_config(cfg)
     add_rfcn_config(cfg)
+    add_roi_pooling_config(cfg)
     add_box_head_config(cfg)
     add_ohem_config(cfg)
     add_soft_nms_config(cfg)
@@ -29,6 +30,10 @@ def add_deform_resnet_config(cfg: CN) -> None:
     # Border rule of the 2017 deformable convolution, see `deform_conv(legacy_border=...)`.
     # Needed by the weights of the MXNet repository.
     cfg.MODEL.RESNETS.DEFORM_LEGACY_BORDER = False
+    # Factor, 1 or 2, of the mask of modulated convolutions, which starts as sigmoid(0) = 0.5. 1: as
+    # in the paper (arXiv 1811.11168). 2: as in its authors' code; the network starts as the plain
+    # one, which matters to the frozen BatchNorm of pretrained weights.
+    cfg.MODEL.RESNETS.DEFORM_MASK_SCALE = 1.0
 
 
 def add_deformable_config(cfg: CN) -> None:
@@ -71,17 +76,30 @@ def add_rfcn_config(cfg: CN) -> None:
     cfg.MODEL.RFCN.GAMMA = 0.1
 
 
+def add_roi_pooling_config(cfg: CN) -> None:
+    """
+    Keys of the RoI pooling of `MXNetROIHeads` (box head) and `DeformROIHeads` (box and mask head).
+    POOLER_TYPE may there also be "DeformROIPool" (arXiv 1703.06211) or "ModulatedDeformROIPool"
+    (arXiv 1811.11168), with POOLER_SAMPLING_RATIO samples along each side of a bin, and "ROIPool"
+    is the maximum with the original's rounding.
+    """
+    # Channels of the 1x1 convolution between feature map and RoI pooling, one for box and mask head
+    # together; 0 has none.
+    cfg.MODEL.ROI_BOX_HEAD.REDUCED_DIM = 0
+    for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD):
+        # gamma: the fraction of the RoI size that an offset of 1 stands for.
+        head.POOLER_GAMMA = 0.1
+        # ModulatedDeformROIPool: width of the two hidden layers that predict offsets and mask, and
+        # whether all levels of a pyramid share these layers or each has its own.
+        head.POOLER_FC_DIM = 1024
+        head.POOLER_SHARE_LEVELS = True
+
+
 def add_box_head_config(cfg: CN) -> None:
     """
     Keys of `MXNetROIHeads`: Faster R-CNN with two fully connected layers and FPN, as in the MXNet
-    code of Deformable ConvNets (arXiv 1703.06211). ROI_BOX_HEAD.POOLER_TYPE is there "ROIPool", the
-    maximum with the original's rounding, or "DeformROIPool". The latter takes
-    POOLER_SAMPLING_RATIO samples along each side of a bin.
+    code of Deformable ConvNets (arXiv 1703.06211).
     """
-    # Channels of the 1x1 convolution between feature map and RoI pooling; 0 has none.
-    cfg.MODEL.ROI_BOX_HEAD.REDUCED_DIM = 0
-    # gamma of DeformROIPool: the fraction of the RoI size that an offset of 1 stands for.
-    cfg.MODEL.ROI_BOX_HEAD.POOLER_GAMMA = 0.1
     # Where fewer RoIs than BATCH_SIZE_PER_IMAGE can be sampled, fill up with more background: any
     # RoIs that are not foreground, also those below a lower bound of the background's IoU, which
     # IOU_THRESHOLDS [low, 0.5] and IOU_LABELS [-1, 0, 1] set.

@@ -7,9 +7,11 @@ from .backbone import (
     build_mxnet_resnet_fpn_backbone,
 )
 from .meta_arch import RFCN, MXNetRCNN, build_deformable_model, meta_architecture
+from .modulated_pooler import ModulatedDeformROIPooler
 from .poolers import DeformROIPooler, MaxROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
 from .roi_heads import (
+    DeformROIHeads,
     MXNetBoxHead,
     MXNetROIHeads,
     OHEMFastRCNNOutputLayers,
@@ -21,6 +23,7 @@ from .test_time_augmentation import MultiScaleTTA
 
 __all__ = [
     "DeformBottleneckBlock",
+    "DeformROIHeads",
     "DeformROIPooler",
     "MXNetAnchorGenerator",
     "MXNetBoxHead",
@@ -29,6 +32,7 @@ __all__ = [
     "MXNetRPN",
     "MXNetRPNHead",
     "MaxROIPooler",
+    "ModulatedDeformROIPooler",
     "MultiScaleTTA",
     "OHEMFastRCNNOutputLayers",
     "OHEMROIHeads",

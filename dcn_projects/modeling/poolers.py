@@ -10,7 +10,14 @@ from torchvision.ops import roi_pool
 from dcn_projects.layers import DeformROIPool
 from dcn_projects.layers.pair import IntPair, pair
 
-__all__ = ["DeformROIPooler", "MaxROIPooler", "OffsetROIPool", "build_box_pooler"]
+from .modulated_pooler import ModulatedDeformROIPooler
+
+__all__ = [
+    "DeformROIPooler",
+    "MaxROIPooler",
+    "OffsetROIPool",
+    "build_roi_pooler",
+]
 
 
 class MaxROIPool(nn.Module):
@@ -145,36 +152,48 @@ class DeformROIPooler(ROIPooler):
         )
 
 
-def build_box_pooler(cfg: CfgNode, shapes: Sequence[ShapeSpec]) -> ROIPooler:
+def build_roi_pooler(cfg: CfgNode, head: str, shapes: Sequence[ShapeSpec]) -> ROIPooler:
     """
-    The pooler that MODEL.ROI_BOX_HEAD.POOLER_TYPE names: "ROIPool" (maximum) or "DeformROIPool".
+    The pooler that POOLER_TYPE of a head names: "ROIPool" (maximum), "DeformROIPool",
+    "ModulatedDeformROIPool", or detectron2's "ROIAlign" and "ROIAlignV2".
 
     Args:
+        head: "ROI_BOX_HEAD" or "ROI_MASK_HEAD", the node of cfg.MODEL that is read
         shapes: of the feature maps, finest first, with equal channels
     Raises:
         ValueError: for another type, or numbers with which it cannot pool
     """
-    keys = cfg.MODEL.ROI_BOX_HEAD
+    keys = cfg.MODEL[head]
     if keys.POOLER_RESOLUTION < 1:
         raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION is {keys.POOLER_RESOLUTION}, expected 1 or more"
+            f"MODEL.{head}.POOLER_RESOLUTION is {keys.POOLER_RESOLUTION}, expected 1 or more"
         )
     size = dict(output_size=keys.POOLER_RESOLUTION, scales=[1.0 / s.stride for s in shapes])
     if keys.POOLER_TYPE == "ROIPool":
         return MaxROIPooler(**size)
-    if keys.POOLER_TYPE != "DeformROIPool":
+    if keys.POOLER_TYPE in ("ROIAlign", "ROIAlignV2"):
+        align = dict(sampling_ratio=keys.POOLER_SAMPLING_RATIO, pooler_type=keys.POOLER_TYPE)
+        return ROIPooler(**size, **align)
+    if keys.POOLER_TYPE not in ("DeformROIPool", "ModulatedDeformROIPool"):
         raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {keys.POOLER_TYPE}, "
-            "expected ROIPool or DeformROIPool"
+            f"MODEL.{head}.POOLER_TYPE is {keys.POOLER_TYPE}, expected ROIPool, ROIAlign, "
+            "ROIAlignV2, DeformROIPool or ModulatedDeformROIPool"
         )
     if keys.POOLER_SAMPLING_RATIO < 1:
         raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO is {keys.POOLER_SAMPLING_RATIO}: "
-            "DeformROIPool needs 1 or more samples per side of a bin (4 in the original)"
+            f"MODEL.{head}.POOLER_SAMPLING_RATIO is {keys.POOLER_SAMPLING_RATIO}: "
+            f"{keys.POOLER_TYPE} needs 1 or more samples per side of a bin (4 in the original of "
+            "DeformROIPool, 2 in that of ModulatedDeformROIPool)"
         )
-    return DeformROIPooler(
-        **size,
+    deform = dict(
         in_channels=shapes[0].channels,
         sampling_ratio=keys.POOLER_SAMPLING_RATIO,
         gamma=keys.POOLER_GAMMA,
+    )
+    if keys.POOLER_TYPE == "DeformROIPool":
+        return DeformROIPooler(**size, **deform)
+    if keys.POOLER_FC_DIM < 1:
+        raise ValueError(f"MODEL.{head}.POOLER_FC_DIM is {keys.POOLER_FC_DIM}, expected 1 or more")
+    return ModulatedDeformROIPooler(
+        **size, **deform, fc_dim=keys.POOLER_FC_DIM, share_levels=keys.POOLER_SHARE_LEVELS
     )

@@ -62,17 +62,18 @@ def test_fpn_parameters_are_those_of_detectron2():
     assert ours.output_shape() == theirs.output_shape()
 
 
-@pytest.mark.parametrize("modulated", [False, True])
-def test_zero_offsets_change_nothing(modulated):
+@pytest.mark.parametrize("modulated, mask_scale", [(False, 1), (True, 1), (True, 2)])
+def test_zero_offsets_change_nothing(modulated, mask_scale):
     """At the start of training the deformable network is the plain one. A mask of sigmoid(0)
-    halves the 3x3 convolution, which doubled weights make up for."""
+    halves the 3x3 convolution, which a mask scale of 2 or doubled weights make up for."""
     torch.manual_seed(0)
     plain = build_deform_resnet_backbone(make_cfg(RES5_DILATION=2), RGB).double().eval()
     options = dict(DEFORM_ON_PER_STAGE=[False, True, True, True], DEFORM_MODULATED=modulated)
+    options["DEFORM_MASK_SCALE"] = mask_scale
     deform = build_deform_resnet_backbone(make_cfg(RES5_DILATION=2, **options), RGB)
     deform.double().eval()
     deform.load_state_dict(plain.state_dict(), strict=False)
-    if modulated:
+    if modulated and mask_scale == 1:
         for name, p in deform.named_parameters():
             if name.endswith("conv2.weight") and not name.startswith("res2"):
                 p.data *= 2
@@ -125,6 +126,7 @@ def test_ceil_pool_windows_start_at_the_first_cell():
         (dict(DEPTH=51), "DEPTH is 51"),
         (dict(DEPTH=18, DEFORM_ON_PER_STAGE=[False] * 3 + [True]), "no bottlenecks"),
         (dict(RES5_DILATION=4), "RES5_DILATION is 4"),
+        (dict(DEFORM_MASK_SCALE=0.5), "DEFORM_MASK_SCALE is 0.5"),
         (dict(DEFORM_LAST_BLOCKS=[0, 0, 0, 1]), "DEFORM_LAST_BLOCKS is .*res5 has 3 blocks"),
         (
             dict(DEFORM_ON_PER_STAGE=[False] * 3 + [True], DEFORM_LAST_BLOCKS=[0, 0, 0, 4]),

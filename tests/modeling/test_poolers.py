@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from dcn_projects import add_dcn_config
 from dcn_projects.modeling import DeformROIPooler, MaxROIPooler
-from dcn_projects.modeling.poolers import MaxROIPool, OffsetROIPool, build_box_pooler
+from dcn_projects.modeling.poolers import MaxROIPool, OffsetROIPool, build_roi_pooler
 from tests.layers import reference
 
 ARCHIVE = np.load(Path(__file__).parents[1] / "goldens/mxnet_ops/ROIPooling.npz")
@@ -160,7 +160,7 @@ def test_no_rois(kind, scales):
 
 
 WRONG = {
-    "POOLER_TYPE": "ROIAlignV2",
+    "POOLER_TYPE": "ROIMax",
     "POOLER_SAMPLING_RATIO": 0,
     "POOLER_RESOLUTION": 0,
 }
@@ -173,7 +173,7 @@ def test_wrong_values_are_named(key):
     keys = cfg.MODEL.ROI_BOX_HEAD
     keys.POOLER_TYPE, keys.POOLER_SAMPLING_RATIO = "DeformROIPool", 4
     shapes = [ShapeSpec(channels=C, stride=16)]
-    assert isinstance(build_box_pooler(cfg, shapes), DeformROIPooler)
+    assert isinstance(build_roi_pooler(cfg, "ROI_BOX_HEAD", shapes), DeformROIPooler)
     keys[key] = WRONG[key]
     with pytest.raises(ValueError, match=f"MODEL.ROI_BOX_HEAD.{key} is {WRONG[key]}"):
-        build_box_pooler(cfg, shapes)
+        build_roi_pooler(cfg, "ROI_BOX_HEAD", shapes)

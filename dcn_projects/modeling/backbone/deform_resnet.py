@@ -60,10 +60,13 @@ class DeformBottleneckBlock(BottleneckBlock):
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
         deform_legacy_border: bool = False,
+        deform_mask_scale: float = 1.0,
     ):
         """
         Args:
             deform_modulated: learn a mask in [0, 1] for every sample
+            deform_mask_scale: factor of the mask. It starts at 0.5, which halves the convolution;
+                with 2 it starts as the plain one
             deform_num_groups: channel groups that have offsets of their own
             deform_legacy_border: border rule of the 2017 operator, see `deform_conv`
             others: as in detectron2's BottleneckBlock
@@ -79,6 +82,7 @@ class DeformBottleneckBlock(BottleneckBlock):
             dilation=dilation,
         )
         self.deform_modulated = deform_modulated
+        self.deform_mask_scale = deform_mask_scale
         plain = self.conv2
         geometry = dict(
             kernel_size=3, stride=plain.stride, padding=plain.padding, dilation=plain.dilation
@@ -106,7 +110,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         if self.deform_modulated:
             taps = offset.shape[1] // 3
             offset, mask = offset[:, : 2 * taps], offset[:, 2 * taps :].sigmoid()
-            out = self.conv2(out, offset, mask)
+            out = self.conv2(out, offset, mask * self.deform_mask_scale)
         else:
             out = self.conv2(out, offset)
         out = self.conv3(F.relu_(out))
@@ -150,8 +154,9 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     for key in ("DEFORM_ON_PER_STAGE", "DEFORM_LAST_BLOCKS"):
         if len(keys[key]) != 4:
             raise ValueError(f"MODEL.RESNETS.{key} is {keys[key]}, expected 4 values")
-    if keys.RES5_DILATION not in (1, 2):
-        raise ValueError(f"MODEL.RESNETS.RES5_DILATION is {keys.RES5_DILATION}, expected 1 or 2")
+    for key in ("RES5_DILATION", "DEFORM_MASK_SCALE"):
+        if keys[key] not in (1, 2):
+            raise ValueError(f"MODEL.RESNETS.{key} is {keys[key]}, expected 1 or 2")
 
     stem = (CeilPoolStem if keys.STEM_CEIL_POOL else BasicStem)(
         input_shape.channels, keys.STEM_OUT_CHANNELS, keys.NORM
@@ -179,6 +184,7 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
             deform_modulated=keys.DEFORM_MODULATED,
             deform_num_groups=keys.DEFORM_NUM_GROUPS,
             deform_legacy_border=keys.DEFORM_LEGACY_BORDER,
+            deform_mask_scale=keys.DEFORM_MASK_SCALE,
         )
         num_plain = num_blocks - _num_deformable(keys, i, num_blocks)
         blocks = []

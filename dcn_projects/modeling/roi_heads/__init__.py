@@ -1,10 +1,12 @@
 from .box_head import MXNetBoxHead
+from .deform_heads import DeformROIHeads
 from .fast_rcnn import SoftNMSFastRCNNOutputLayers
 from .mxnet_heads import MXNetOutputLayers, MXNetROIHeads
 from .ohem import OHEMFastRCNNOutputLayers, OHEMROIHeads
 from .rfcn import RFCNROIHeads
 
 __all__ = [
+    "DeformROIHeads",
     "MXNetBoxHead",
     "MXNetOutputLayers",
     "MXNetROIHeads",

@@ -1,16 +1,15 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, build_box_head
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from ..box_clipping import clip_to_a_pixel
-from ..poolers import build_box_pooler
-from .ohem import OHEMFastRCNNOutputLayers, OHEMROIHeads
+from .deform_heads import DeformROIHeads
+from .ohem import OHEMFastRCNNOutputLayers
 
 __all__ = ["MXNetOutputLayers", "MXNetROIHeads"]
 
@@ -41,25 +40,25 @@ class MXNetOutputLayers(OHEMFastRCNNOutputLayers):
 
 
 @ROI_HEADS_REGISTRY.register()
-class MXNetROIHeads(OHEMROIHeads):
+class MXNetROIHeads(DeformROIHeads):
     """
-    detectron2's heads, with hard example mining (`OHEMROIHeads`) and the box branch of the MXNet
-    code of Deformable ConvNets: Faster R-CNN with two fully connected layers (arXiv 1703.06211,
-    Sec. 2.3), on the dilated res5, which a 1x1 convolution narrows first, or on a feature pyramid
-    without it. RoI pooling is that of the original, plain or deformable (`build_box_pooler`).
+    The heads of the MXNet code of Deformable ConvNets: Faster R-CNN with two fully connected layers
+    (arXiv 1703.06211, Sec. 2.3), on the dilated res5, which a 1x1 convolution narrows first, or on
+    a feature pyramid without it, with hard example mining (`OHEMROIHeads`). RoI pooling is that of
+    the original, plain or deformable.
     """
 
+    output_layers = MXNetOutputLayers
+
     @configurable
-    def __init__(self, *, conv_new: nn.Module | None = None, fill_batch: bool = False, **kwargs):
+    def __init__(self, *, fill_batch: bool = False, **kwargs):
         """
         Args:
-            conv_new: convolution of each feature map before it is pooled; None has none
             fill_batch: where fewer RoIs than wanted can be sampled, repeat background, including
                 RoIs that the matcher ignores, until there are as many
-            others: as in OHEMROIHeads
+            others: as in DeformROIHeads
         """
         super().__init__(**kwargs)
-        self.conv_new = conv_new
         self.fill_batch = fill_batch
 
     @classmethod
@@ -67,39 +66,6 @@ class MXNetROIHeads(OHEMROIHeads):
         ret = super().from_config(cfg, input_shape)
         ret["fill_batch"] = cfg.MODEL.ROI_HEADS.FILL_BATCH
         return ret
-
-    @classmethod
-    def _init_box_head(cls, cfg, input_shape):
-        keys = cfg.MODEL.ROI_BOX_HEAD
-        ret = {"box_in_features": cfg.MODEL.ROI_HEADS.IN_FEATURES}
-        shapes = [input_shape[f] for f in ret["box_in_features"]]
-        if len({s.channels for s in shapes}) != 1:
-            raise ValueError(
-                f"MODEL.ROI_HEADS.IN_FEATURES {ret['box_in_features']} differ in their channels: "
-                f"{[s.channels for s in shapes]}"
-            )
-        if keys.REDUCED_DIM < 0:
-            raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.REDUCED_DIM is {keys.REDUCED_DIM}, expected channels, or 0 "
-                "for no convolution"
-            )
-        if keys.REDUCED_DIM > 0:
-            ret["conv_new"] = Conv2d(shapes[0].channels, keys.REDUCED_DIM, kernel_size=1)
-            nn.init.normal_(ret["conv_new"].weight, std=0.01)
-            nn.init.zeros_(ret["conv_new"].bias)
-            shapes = [ShapeSpec(channels=keys.REDUCED_DIM, stride=s.stride) for s in shapes]
-        ret["box_pooler"] = build_box_pooler(cfg, shapes)
-        height, width = ret["box_pooler"].output_size
-        ret["box_head"] = build_box_head(
-            cfg, ShapeSpec(channels=shapes[0].channels, height=height, width=width)
-        )
-        ret["box_predictor"] = MXNetOutputLayers(cfg, ret["box_head"].output_shape)
-        return ret
-
-    def _forward_box(self, features: dict[str, Tensor], proposals):
-        if self.conv_new is not None:
-            features = {f: F.relu_(self.conv_new(features[f])) for f in self.box_in_features}
-        return super()._forward_box(features, proposals)
 
     def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor):
         """
