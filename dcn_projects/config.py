@@ -12,6 +12,7 @@ def add_dcn_config(cfg: CN) -> None:
     add_roi_pooling_config(cfg)
     add_box_head_config(cfg)
     add_ohem_config(cfg)
+    add_mimic_config(cfg)
     add_soft_nms_config(cfg)
     add_test_augmentation_config(cfg)
     add_solver_config(cfg)
@@ -113,6 +114,28 @@ def add_ohem_config(cfg: CN) -> None:
     """
     # RoIs kept per image: those of the largest loss. 0 keeps all that were sampled.
     cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM = 0
+    # The box loss, too, sees the kept RoIs only. False: they are chosen by cross entropy, for the
+    # cross entropy alone, and the box loss sees all, as in TreB1eN's PyTorch code of DCNv2.
+    cfg.MODEL.ROI_BOX_HEAD.OHEM_BOX_LOSS = True
+
+
+def add_mimic_config(cfg: CN) -> None:
+    """R-CNN feature mimicking of DCNv2 (arXiv 1811.11168, Sec. 3.3) in `MimicRCNN`."""
+    cfg.MODEL.MIMIC = CN()
+    # Foreground RoIs drawn per image; all, where there are fewer.
+    cfg.MODEL.MIMIC.NUM_SAMPLES = 32
+    # Side of the patch, in pixels, to which the image inside a RoI is scaled.
+    cfg.MODEL.MIMIC.SIZE = 224
+    # Weights of 1 - cosine and of the cross entropy of the patches.
+    cfg.MODEL.MIMIC.WEIGHT_COS = 0.1
+    cfg.MODEL.MIMIC.WEIGHT_CLS = 0.1
+    # RoIs whose width or height is not above this many pixels are left out. 16 in TreB1eN's code.
+    cfg.MODEL.MIMIC.MIN_BOX = 0
+    # Only the detector learns from the cosine, not the branch of the patches.
+    cfg.MODEL.MIMIC.DETACH_TEACHER = False
+    # 1 - cosine is summed over the RoIs of an image and averaged over the images of a GPU
+    # ("sum_per_image", the paper's formula), or averaged over all RoIs ("mean").
+    cfg.MODEL.MIMIC.REDUCTION = "sum_per_image"
 
 
 def add_soft_nms_config(cfg: CN) -> None:

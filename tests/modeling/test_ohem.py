@@ -95,6 +95,25 @@ def test_the_choice_follows_the_weights_of_the_losses():
         assert_close(losses["loss_box_reg"], box)
 
 
+@pytest.mark.parametrize("agnostic", [True, False])
+def test_classes_alone(agnostic):
+    """The hardest by cross entropy, and for it; the box loss is that of all RoIs."""
+    (scores, deltas), proposals = make_inputs(agnostic)
+    with EventStorage():
+        outputs = make_outputs(5, agnostic, ohem_box_loss=False, loss_weight={"loss_cls": 2.0})
+        losses = outputs.losses((scores, deltas), proposals)
+    entropies, row = [], 0
+    for p in proposals:
+        of_image = [
+            -float(torch.log_softmax(scores[row + i], dim=0)[c]) for i, c in enumerate(p.gt_classes)
+        ]
+        entropies += sorted(of_image)[-5:]
+        row += len(p)
+    assert losses["loss_cls"].item() == pytest.approx(2 * sum(entropies) / 10, rel=1e-5)
+    _, box = slow_losses((scores, deltas), proposals, 1000)
+    assert_close(losses["loss_box_reg"], box)
+
+
 def make_cfg(name, **box_head):
     """Small heads that label all proposals and keep 4."""
     cfg = get_cfg()

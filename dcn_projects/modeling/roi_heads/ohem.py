@@ -18,13 +18,16 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
     """
 
     @configurable
-    def __init__(self, input_shape, *, ohem_num: int = 0, **kwargs):
+    def __init__(self, input_shape, *, ohem_num: int = 0, ohem_box_loss: bool = True, **kwargs):
         """
         Args:
             ohem_num: RoIs kept per image; 0 keeps all
+            ohem_box_loss: the choice is by both losses, and for both. False: it is by the cross
+                entropy alone, and the box loss is that of all RoIs
         """
         super().__init__(input_shape, **kwargs)
         self.ohem_num = ohem_num
+        self.ohem_box_loss = ohem_box_loss
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -35,20 +38,25 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
                 f"MODEL.ROI_BOX_HEAD.OHEM_NUM is {keys.OHEM_NUM}, expected 0 (off) or some of the "
                 f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = {sampled} RoIs"
             )
-        if keys.OHEM_NUM > 0 and keys.BBOX_REG_LOSS_TYPE != "smooth_l1":
+        by_box_loss = keys.OHEM_NUM > 0 and keys.OHEM_BOX_LOSS
+        if by_box_loss and keys.BBOX_REG_LOSS_TYPE != "smooth_l1":
             raise ValueError(
                 f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {keys.BBOX_REG_LOSS_TYPE}: OHEM_NUM > 0 "
-                "needs smooth_l1"
+                "needs smooth_l1, or OHEM_BOX_LOSS False"
             )
         ret = super().from_config(cfg, input_shape)
         ret["ohem_num"] = keys.OHEM_NUM
+        ret["ohem_box_loss"] = keys.OHEM_BOX_LOSS
         return ret
 
     def losses(self, predictions, proposals):
         """As in FastRCNNOutputLayers: means over the kept RoIs."""
-        if self.ohem_num > 0:
-            predictions, proposals = self.keep_hardest(predictions, proposals)
-        return super().losses(predictions, proposals)
+        if self.ohem_num == 0:
+            return super().losses(predictions, proposals)
+        hardest = super().losses(*self.keep_hardest(predictions, proposals))
+        if self.ohem_box_loss:
+            return hardest
+        return {**super().losses(predictions, proposals), "loss_cls": hardest["loss_cls"]}
 
     def keep_hardest(self, predictions, proposals):
         """
@@ -74,15 +82,15 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
     def loss_per_roi(self, predictions, proposals):
         """
         Returns:
-            Tensor: (R,), cross entropy, plus for a foreground RoI the sum of SmoothL1 over the
-            four deltas of its class; both with their weights in the total loss
+            Tensor: (R,), cross entropy, plus for a foreground RoI, with `ohem_box_loss`, the sum of
+            SmoothL1 over the four deltas of its class; both with their weights in the total loss
         """
         scores, deltas = predictions
         classes = torch.cat([p.gt_classes for p in proposals])
         loss = F.cross_entropy(scores.float(), classes, reduction="none")
         loss *= self.loss_weight.get("loss_cls", 1.0)
         foreground = (classes < self.num_classes).nonzero()[:, 0]
-        if foreground.numel() == 0:
+        if foreground.numel() == 0 or not self.ohem_box_loss:
             return loss
         boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # An image without objects has no gt_boxes, and no foreground either.
@@ -120,7 +128,9 @@ class OHEMROIHeads(StandardROIHeads):
         unless the box head has batch normalisation.
         """
         # With predicted boxes as proposals, other branches need the predictions of all RoIs.
-        if self.training and self.box_predictor.ohem_num > 0 and not self.train_on_pred_boxes:
+        outputs = self.box_predictor
+        hardest_only = outputs.ohem_num > 0 and outputs.ohem_box_loss
+        if self.training and hardest_only and not self.train_on_pred_boxes:
             with torch.no_grad():
                 maps = [features[f] for f in self.box_in_features]
                 pooled = self.box_pooler(maps, [p.proposal_boxes for p in proposals])
