@@ -79,7 +79,7 @@ def add_rfcn_config(cfg: CN) -> None:
 
 def add_roi_pooling_config(cfg: CN) -> None:
     """
-    Keys of the RoI pooling of `MXNetROIHeads` (box head) and `DeformROIHeads` (box and mask head).
+    Keys of the RoI pooling of `DeformROIHeads` and `MXNetROIHeads`, in the box and the mask head.
     POOLER_TYPE may there also be "DeformROIPool" (arXiv 1703.06211) or "ModulatedDeformROIPool"
     (arXiv 1811.11168), with POOLER_SAMPLING_RATIO samples along each side of a bin, and "ROIPool"
     is the maximum with the original's rounding.

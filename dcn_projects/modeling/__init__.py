@@ -6,7 +6,13 @@ from .backbone import (
     build_deform_retinanet_resnet_fpn_backbone,
     build_mxnet_resnet_fpn_backbone,
 )
-from .meta_arch import RFCN, MXNetRCNN, build_deformable_model, meta_architecture
+from .meta_arch import (
+    RFCN,
+    MimicRCNN,
+    MXNetRCNN,
+    build_deformable_model,
+    meta_architecture,
+)
 from .modulated_pooler import ModulatedDeformROIPooler
 from .poolers import DeformROIPooler, MaxROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
@@ -32,6 +38,7 @@ __all__ = [
     "MXNetRPN",
     "MXNetRPNHead",
     "MaxROIPooler",
+    "MimicRCNN",
     "ModulatedDeformROIPooler",
     "MultiScaleTTA",
     "OHEMFastRCNNOutputLayers",

@@ -1,5 +1,13 @@
 from .deformable import build_deformable_model, meta_architecture
+from .mimic_rcnn import MimicRCNN
 from .mxnet_rcnn import MXNetRCNN
 from .rfcn import RFCN, RFCNScoreMaps
 
-__all__ = ["MXNetRCNN", "RFCN", "RFCNScoreMaps", "build_deformable_model", "meta_architecture"]
+__all__ = [
+    "MXNetRCNN",
+    "MimicRCNN",
+    "RFCN",
+    "RFCNScoreMaps",
+    "build_deformable_model",
+    "meta_architecture",
+]

@@ -1,0 +1,170 @@
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+__all__ = ["MimicRCNN", "crop_patches"]
+
+
+def crop_patches(image: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """
+    The image inside each box, scaled to a square, bilinearly and without rounding of the box. Pixel
+    centres lie at halves; beyond the image its border is repeated.
+
+    Args:
+        image: (C, H, W)
+        boxes: (R, 4), x0, y0, x1, y1 in pixels of `image`
+        size: S
+    Returns:
+        Tensor: (R, C, S, S)
+    """
+    height, width = image.shape[1:]
+    x0, y0, x1, y1 = (boxes / boxes.new_tensor([width, height, width, height])).unbind(1)
+    zero = torch.zeros_like(x0)
+    # From the square [-1, 1] to the box in an image of the same extent.
+    to_box = torch.stack((x1 - x0, zero, x0 + x1 - 1, zero, y1 - y0, y0 + y1 - 1), 1).view(-1, 2, 3)
+    image = image.expand(len(boxes), *image.shape)
+    grid = F.affine_grid(to_box, (*image.shape[:2], size, size), align_corners=False)
+    return F.grid_sample(image, grid.to(image.dtype), padding_mode="border", align_corners=False)
+
+
+@META_ARCH_REGISTRY.register()
+class MimicRCNN(GeneralizedRCNN):
+    """
+    Faster or Mask R-CNN that learns the features of an R-CNN (arXiv 1811.11168, Sec. 3.3). In
+    training, patches of the image around some foreground RoIs go through the same backbone, RoI
+    pooling and box head as the image; the features of a RoI shall point where those of its patch
+    do, which have a classifier of their own. Nothing of it is left at inference, where the model
+    is a GeneralizedRCNN.
+
+    Both losses reach backbone, RoI pooling with its offsets, and box head. The heads must be
+    `DeformROIHeads` or derived from it. The patches are a batch of their own, which does not matter
+    to FrozenBN, GN and LN, but does to BN.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        num_samples: int,
+        patch_size: int,
+        cos_weight: float,
+        cls_weight: float,
+        min_box: float,
+        detach_teacher: bool,
+        reduction: str,
+        **kwargs,
+    ):
+        """
+        Args:
+            num_samples: foreground RoIs drawn per image
+            patch_size: side of a patch, in pixels
+            cos_weight, cls_weight: weights of the two losses
+            min_box: RoIs whose width or height is not above it, in pixels, are left out
+            detach_teacher: the cosine sends no gradient through the patches
+            reduction: of the cosine loss, "sum_per_image" or "mean"
+        """
+        super().__init__(**kwargs)
+        self.num_samples, self.patch_size = num_samples, patch_size
+        self.cos_weight, self.cls_weight = cos_weight, cls_weight
+        self.min_box = min_box
+        self.detach_teacher = detach_teacher
+        self.reduction = reduction
+        heads = self.roi_heads
+        self.mimic_score = nn.Linear(heads.box_head.output_shape.channels, heads.num_classes + 1)
+        nn.init.normal_(self.mimic_score.weight, std=0.01)
+        nn.init.zeros_(self.mimic_score.bias)
+
+    @classmethod
+    def from_config(cls, cfg):
+        ret = super().from_config(cfg)
+        _check(cfg, ret["backbone"], ret["roi_heads"])
+        keys = cfg.MODEL.MIMIC
+        return {
+            **ret,
+            "num_samples": keys.NUM_SAMPLES,
+            "patch_size": keys.SIZE,
+            "cos_weight": keys.WEIGHT_COS,
+            "cls_weight": keys.WEIGHT_CLS,
+            "min_box": keys.MIN_BOX,
+            "detach_teacher": keys.DETACH_TEACHER,
+            "reduction": keys.REDUCTION,
+        }
+
+    def forward(self, batched_inputs):
+        """As in GeneralizedRCNN, in training with `loss_mimic_cos` and `loss_mimic_cls`."""
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, targets)
+        sampled, detector_losses = self.roi_heads(images, features, proposals, targets)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+        mimic_losses = self.mimic_losses(images, features, sampled)
+        return {**losses, **detector_losses, **mimic_losses}
+
+    def mimic_losses(
+        self, images: ImageList, features: dict[str, Tensor], proposals: list[Instances]
+    ) -> dict[str, Tensor]:
+        """
+        Args:
+            images: N images, as the backbone took them
+            features: what it made of them
+            proposals: of each image, with `proposal_boxes` and `gt_classes`
+        Returns:
+            dict: "loss_mimic_cos" and "loss_mimic_cls". Without any foreground RoI both are 0, with
+            zero gradients of the classifier
+        """
+        chosen = [self.choose(p) for p in proposals]
+        boxes = [p.proposal_boxes for p in chosen]
+        classes = torch.cat([p.gt_classes for p in chosen])
+        if len(classes) == 0:
+            zero = 0 * sum(p.sum() for p in self.mimic_score.parameters())
+            return {"loss_mimic_cos": zero, "loss_mimic_cls": zero}
+        patches = torch.cat(
+            [
+                crop_patches(image, b.tensor, self.patch_size)
+                for image, b in zip(images, boxes)  # an image without its padding
+            ]
+        )
+        whole = patches.new_tensor([[0, 0, self.patch_size, self.patch_size]])
+        student = self.roi_heads.box_features(features, boxes)
+        teacher = self.roi_heads.box_features(self.backbone(patches), [Boxes(whole)] * len(patches))
+        target = teacher.detach() if self.detach_teacher else teacher
+        distance = 1 - F.cosine_similarity(student.float(), target.float(), dim=1)
+        cos = distance.mean() if self.reduction == "mean" else distance.sum() / len(images)
+        cls = F.cross_entropy(self.mimic_score(teacher).float(), classes)
+        return {"loss_mimic_cos": cos * self.cos_weight, "loss_mimic_cls": cls * self.cls_weight}
+
+    def choose(self, proposals: Instances) -> Instances:
+        """`num_samples` foreground RoIs of an image, at random; all, where there are fewer."""
+        boxes, classes = proposals.proposal_boxes, proposals.gt_classes
+        foreground = (classes >= 0) & (classes < self.roi_heads.num_classes)
+        rows = (foreground & boxes.nonempty(self.min_box)).nonzero()[:, 0]
+        return proposals[rows[torch.randperm(len(rows), device=rows.device)[: self.num_samples]]]
+
+
+def _check(cfg, backbone, roi_heads):
+    """Raises ValueError if the config names heads or patches with which mimicking cannot work."""
+    keys = cfg.MODEL.MIMIC
+    if not hasattr(roi_heads, "box_features"):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}: MimicRCNN needs DeformROIHeads, "
+            "or heads derived from it"
+        )
+    if roi_heads.box_head.output_shape.height is not None:
+        raise ValueError("MODEL.ROI_BOX_HEAD.NUM_FC is 0: MimicRCNN needs 1 or more")
+    if keys.NUM_SAMPLES < 1:
+        raise ValueError(f"MODEL.MIMIC.NUM_SAMPLES is {keys.NUM_SAMPLES}, expected 1 or more")
+    divisor = max(backbone.size_divisibility, 1)
+    if keys.SIZE < 1 or keys.SIZE % divisor:
+        raise ValueError(f"MODEL.MIMIC.SIZE is {keys.SIZE}, expected a multiple of {divisor}")
+    if keys.REDUCTION not in ("sum_per_image", "mean"):
+        raise ValueError(
+            f"MODEL.MIMIC.REDUCTION is {keys.REDUCTION}, expected sum_per_image or mean"
+        )
