@@ -16,6 +16,8 @@ from dcn_projects import add_dcn_config
 
 ROOT = Path(__file__).parents[1] / "configs"
 LEAVES = sorted(p for p in ROOT.rglob("*.yaml") if not p.name.startswith("Base-"))
+# Many leaves that are rungs of a ladder: they are run with narrow layers, to save time.
+NARROW = ("DCNv2",)
 
 
 def test_there_are_leaves():
@@ -90,6 +92,17 @@ def random_dataset(tmp_path):
         MetadataCatalog.remove(name)
 
 
+def make_narrow(cfg):
+    """Fewer channels; multiples of 32, as GroupNorm wants them."""
+    resnet, box_head, mask_head = cfg.MODEL.RESNETS, cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD
+    resnet.STEM_OUT_CHANNELS = resnet.RES2_OUT_CHANNELS = resnet.WIDTH_PER_GROUP = 32
+    cfg.MODEL.FPN.OUT_CHANNELS = box_head.FC_DIM = mask_head.CONV_DIM = 32
+    for head in (box_head, mask_head):
+        head.POOLER_FC_DIM = 32
+    box_head.REDUCED_DIM = 32 if box_head.REDUCED_DIM else 0
+    cfg.MODEL.MIMIC.NUM_SAMPLES, cfg.MODEL.MIMIC.SIZE = 2, 64
+
+
 @pytest.mark.parametrize("path", LEAVES, ids=[str(p.relative_to(ROOT)) for p in LEAVES])
 def test_config(path, tmp_path, random_dataset, reads):
     cfg = get_cfg()
@@ -101,6 +114,8 @@ def test_config(path, tmp_path, random_dataset, reads):
     name = random_dataset(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), (name,)
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = [192], 192
+    if path.parent.name in NARROW:
+        make_narrow(cfg)
     cfg.TEST.AUG.SCALES = [[96, 144], [192, 288]] if cfg.TEST.AUG.SCALES else []
     cfg.SOLVER.IMS_PER_BATCH = 2
     cfg.SOLVER.MAX_ITER = 1
@@ -122,8 +137,10 @@ def test_config(path, tmp_path, random_dataset, reads):
         n for n, p in trainer.model.named_parameters() if n in before and torch.equal(p, before[n])
     ]
     # The offsets, which start at zero, get a gradient too small to show in one warm-up step; a
-    # bias stands still where as many samples pull it up as down.
-    assert all("offset" in n or n.endswith("bias") for n in unmoved), unmoved
+    # bias stands still where as many samples pull it up as down, and the 1 of a norm may move by
+    # less than its last digit.
+    may_stand = ("bias", "norm.weight")
+    assert all("offset" in n or n.endswith(may_stand) for n in unmoved), unmoved
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
     assert "bbox" in trainer._last_eval_results
 
