@@ -13,6 +13,7 @@ def add_dcn_config(cfg: CN) -> None:
     add_box_head_config(cfg)
     add_ohem_config(cfg)
     add_mimic_config(cfg)
+    add_dynamic_rcnn_config(cfg)
     add_soft_nms_config(cfg)
     add_test_augmentation_config(cfg)
     add_solver_config(cfg)
@@ -136,6 +137,37 @@ def add_mimic_config(cfg: CN) -> None:
     # 1 - cosine is summed over the RoIs of an image and averaged over the images of a GPU
     # ("sum_per_image", the paper's formula), or averaged over all RoIs ("mean").
     cfg.MODEL.MIMIC.REDUCTION = "sum_per_image"
+
+
+def add_dynamic_rcnn_config(cfg: CN) -> None:
+    """
+    Dynamic R-CNN (arXiv 2004.06002), in `DynamicROIHeads` and `DynamicCascadeROIHeads`. The names
+    of the keys are those of the authors' code.
+    """
+    cfg.MODEL.DYNAMIC_RCNN = CN()
+    # Dynamic label assignment: the IoU from which a proposal is foreground follows the proposals.
+    # Without it, that is ROI_HEADS.IOU_THRESHOLDS.
+    cfg.MODEL.DYNAMIC_RCNN.DLA = True
+    # Dynamic SmoothL1 loss: beta of the box loss follows the regression errors of the proposals.
+    # Without it, that is ROI_BOX_HEAD.SMOOTH_L1_BETA.
+    cfg.MODEL.DYNAMIC_RCNN.DSL = True
+    # K_I and K_beta: of the proposals of an iteration, the KI-th largest IoU and the KE-th smallest
+    # regression error are recorded. Ranks of one image: two images of a process have twice these.
+    cfg.MODEL.DYNAMIC_RCNN.KI = 75
+    cfg.MODEL.DYNAMIC_RCNN.KE = 10
+    # C: so many iterations make a window. At its end the mean of the IoUs is the new threshold,
+    # and the median of the errors the new beta.
+    cfg.MODEL.DYNAMIC_RCNN.ITERATION_COUNT = 100
+    # The threshold at the start, and the lowest one ever. A cascade takes its IOUS instead.
+    cfg.MODEL.DYNAMIC_RCNN.WARMUP_IOU = 0.4
+    # beta at the start, and the highest one ever.
+    cfg.MODEL.DYNAMIC_RCNN.WARMUP_BETA = 1.0
+    # All processes share threshold and beta, from the values of all. In the authors' code (False)
+    # each has its own; a checkpoint holds those of the first process.
+    cfg.MODEL.DYNAMIC_RCNN.SYNC = True
+    # As the authors' code, compare proposals below the threshold with the first object of the
+    # image rather than the best one, and count the errors of background too.
+    cfg.MODEL.DYNAMIC_RCNN.REFERENCE_QUIRK = False
 
 
 def add_soft_nms_config(cfg: CN) -> None:

@@ -6,18 +6,17 @@ from .backbone import (
     build_deform_retinanet_resnet_fpn_backbone,
     build_mxnet_resnet_fpn_backbone,
 )
-from .meta_arch import (
-    RFCN,
-    MimicRCNN,
-    MXNetRCNN,
-    build_deformable_model,
-    meta_architecture,
-)
+from .losses import DynamicSmoothL1
+from .matcher import DynamicMatcher
+from .meta_arch import RFCN, MimicRCNN, MXNetRCNN, build_deformable_model, meta_architecture
 from .modulated_pooler import ModulatedDeformROIPooler
 from .poolers import DeformROIPooler, MaxROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
 from .roi_heads import (
     DeformROIHeads,
+    DynamicCascadeROIHeads,
+    DynamicROIHeads,
+    DynamicTraining,
     MXNetBoxHead,
     MXNetROIHeads,
     OHEMFastRCNNOutputLayers,
@@ -31,6 +30,11 @@ __all__ = [
     "DeformBottleneckBlock",
     "DeformROIHeads",
     "DeformROIPooler",
+    "DynamicCascadeROIHeads",
+    "DynamicMatcher",
+    "DynamicROIHeads",
+    "DynamicSmoothL1",
+    "DynamicTraining",
     "MXNetAnchorGenerator",
     "MXNetBoxHead",
     "MXNetRCNN",

@@ -1,5 +1,6 @@
 from .box_head import MXNetBoxHead
 from .deform_heads import DeformROIHeads
+from .dynamic_rcnn import DynamicCascadeROIHeads, DynamicROIHeads, DynamicTraining
 from .fast_rcnn import SoftNMSFastRCNNOutputLayers
 from .mxnet_heads import MXNetOutputLayers, MXNetROIHeads
 from .ohem import OHEMFastRCNNOutputLayers, OHEMROIHeads
@@ -7,6 +8,9 @@ from .rfcn import RFCNROIHeads
 
 __all__ = [
     "DeformROIHeads",
+    "DynamicCascadeROIHeads",
+    "DynamicROIHeads",
+    "DynamicTraining",
     "MXNetBoxHead",
     "MXNetOutputLayers",
     "MXNetROIHeads",
