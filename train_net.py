@@ -4,6 +4,7 @@ Train and evaluate the models of this project.
 
     python train_net.py --config-file configs/R-FCN/deformable_rfcn_R_101_C5_voc.yaml --num-gpus 4
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+    python train_net.py --config-file ... --eval-only    # or --eval-iter 5000: of OUTPUT_DIR
     torchrun --nproc-per-node 2 train_net.py --config-file ...
 """
 
@@ -22,10 +23,24 @@ from detectron2.engine import DefaultTrainer, default_argument_parser, default_s
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from dcn_projects.checkpoint import check_weights, load_trained
-from dcn_projects.data import CheckedDatasetMapper, check_datasets, loading
-from dcn_projects.engine import OffsetStatistics, launch, one_line_errors, read_config
+from dcn_projects.data import (
+    CheckedDatasetMapper,
+    build_exact_train_loader,
+    check_datasets,
+    loading,
+)
+from dcn_projects.engine import (
+    MetricPrinter,
+    OffsetStatistics,
+    launch,
+    mirrored_output_dir,
+    one_line_errors,
+    read_config,
+    weights_to_evaluate,
+)
 from dcn_projects.evaluation import COCOThresholdEvaluator, PascalVOCThresholdEvaluator
 from dcn_projects.modeling import RFCN, MultiScaleTTA, RFCNROIHeads, meta_architecture
 from dcn_projects.modeling.box_nms import soft_nms_options
@@ -51,15 +66,40 @@ class Trainer(DefaultTrainer):
             *super().build_hooks(),
         ]
 
+    def build_writers(self):
+        _, *files = super().build_writers()
+        return [MetricPrinter(self.max_iter), *files]
+
+    def state_dict(self):
+        """As in DefaultTrainer, with the optimizer, which release 0.6 of detectron2 leaves out."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        if "_trainer" in state_dict:  # not in checkpoints that were made without the above
+            self._trainer.load_state_dict(state_dict["_trainer"])
+
+    def resume_or_load(self, resume=True):
+        """As in DefaultTrainer. With EXACT_RESUME the images are those of the next iteration."""
+        super().resume_or_load(resume)
+        if self.cfg.DATALOADER.EXACT_RESUME and self.start_iter > 0:
+            state, inner = self._trainer.state_dict(), self._trainer
+            loader = self.build_train_loader(self.cfg, self.start_iter)
+            self._trainer = type(inner)(inner.model, loader, inner.optimizer)
+            self._trainer.load_state_dict(state)
+
     @classmethod
     def build_optimizer(cls, cfg, model):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg):
+    def build_train_loader(cls, cfg, first_iteration=0):
         mapper = CheckedDatasetMapper(cfg, is_train=True)
         with loading(cfg.DATASETS.TRAIN):
-            loader = build_detection_train_loader(cfg, mapper=mapper)
+            if cfg.DATALOADER.EXACT_RESUME:
+                loader = build_exact_train_loader(cfg, mapper, first_iteration)
+            else:
+                loader = build_detection_train_loader(cfg, mapper=mapper)
             check_classes(cfg, cfg.DATASETS.TRAIN)
         return loader
 
@@ -100,6 +140,10 @@ def setup(args):
     """
     try:
         cfg = read_config(args.config_file, args.opts)
+        if args.eval_only:
+            iteration = getattr(args, "eval_iter", None)  # not of detectron2's own parser
+            given = "MODEL.WEIGHTS" in args.opts
+            cfg.MODEL.WEIGHTS = weights_to_evaluate(cfg, iteration, given)
         if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
             print(f"No GPU: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}.")
             cfg.MODEL.DEVICE = "cpu"
@@ -160,15 +204,13 @@ def check_files(cfg, args):
         if MetadataCatalog.get(name).get("evaluator_type") not in EVALUATORS:
             raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
     path, told_by = weights_to_load(cfg, args)
-    if args.eval_only and not path:
-        raise ValueError("MODEL.WEIGHTS is empty: name the checkpoint to evaluate")
     check_weights(path, told_by)
 
 
 def weights_to_load(cfg, args) -> tuple[str, str]:
     """Their path, and what it is told by."""
     last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    if args.resume and os.path.exists(last):
+    if args.resume and not args.eval_only and os.path.exists(last):
         with open(last) as f:
             return os.path.join(cfg.OUTPUT_DIR, f.read().strip()), last
     return cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
@@ -192,6 +234,7 @@ def main(args):
     cfg = setup(args)
     try:
         default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="dcn_projects")
         with one_line_errors(args.config_file):
             run = prepare(cfg, args)
     except (OSError, ValueError) as e:
@@ -208,10 +251,32 @@ def main(args):
         sys.exit("error: " + str(e).strip().splitlines()[-1].removeprefix("OSError: "))
 
 
-if __name__ == "__main__":
+def parse_args():
     parser = default_argument_parser()
+    parser.add_argument(
+        "--eval-iter",
+        "-i",
+        type=int,
+        metavar="N",
+        help="evaluate the checkpoint in OUTPUT_DIR after N iterations; --eval-only without this "
+        "and without MODEL.WEIGHTS takes the last one",
+    )
+    parser.add_argument(
+        "--output-root",
+        metavar="FOLDER",
+        help="OUTPUT_DIR is the config's path below configs/, in this folder",
+    )
     args = parser.parse_args()
     if not args.config_file:
         parser.error("--config-file is missing: name one of configs/*/*.yaml")
+    args.eval_only |= args.eval_iter is not None
+    if args.output_root:  # an OUTPUT_DIR on the command line comes later, and counts
+        output_dir = mirrored_output_dir(args.output_root, args.config_file)
+        args.opts = ["OUTPUT_DIR", output_dir, *args.opts]
+    return args
+
+
+if __name__ == "__main__":
+    args = parse_args()
     setup(args)  # so that a mistake is told once, not by each of the processes to come
     launch(main, args)

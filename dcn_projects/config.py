@@ -17,6 +17,7 @@ def add_dcn_config(cfg: CN) -> None:
     add_soft_nms_config(cfg)
     add_test_augmentation_config(cfg)
     add_solver_config(cfg)
+    add_data_loader_config(cfg)
 
 
 def add_deform_resnet_config(cfg: CN) -> None:
@@ -207,3 +208,11 @@ def add_solver_config(cfg: CN) -> None:
     # List of [regular expression, factor]. The learning rate of a parameter whose name matches
     # (re.search) is multiplied by the factor; of several matches the first counts.
     cfg.SOLVER.LR_FACTORS = []
+
+
+def add_data_loader_config(cfg: CN) -> None:
+    """What the training reads."""
+    # With --resume, go on as if the training had not been stopped: the images, their augmentation
+    # and all that is drawn in an iteration depend on SEED (0 or more) and the iteration alone.
+    # Without it, as in detectron2, the images are shuffled anew.
+    cfg.DATALOADER.EXACT_RESUME = False

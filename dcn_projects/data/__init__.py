@@ -3,5 +3,13 @@
 from .dataset_mapper import CheckedDatasetMapper
 from .datasets import check_datasets, loading
 from .images import list_images, read_bgr_image
+from .training_stream import build_exact_train_loader
 
-__all__ = ["CheckedDatasetMapper", "check_datasets", "list_images", "loading", "read_bgr_image"]
+__all__ = [
+    "CheckedDatasetMapper",
+    "build_exact_train_loader",
+    "check_datasets",
+    "list_images",
+    "loading",
+    "read_bgr_image",
+]

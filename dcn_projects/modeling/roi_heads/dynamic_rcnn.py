@@ -227,9 +227,9 @@ class DynamicTraining(nn.Module):
         measured = torch.stack(self.measured)
         self.window[row] = gather(measured) if self.sync else measured
         if row == self.period - 1:
-            self.update(storage.iter)
+            self._update(storage.iter)
 
-    def update(self, iteration: int) -> None:
+    def _update(self, iteration: int):
         """Compute threshold and beta of every stage from the window."""
         of_stages = self.window.flatten(0, 1).permute(1, 2, 0).tolist()
         for matcher, loss, (ious, errors) in zip(self.matchers, self.losses, of_stages):
@@ -241,7 +241,7 @@ class DynamicTraining(nn.Module):
             self.iou_threshold[stage] = matcher.threshold
             self.beta[stage] = loss.beta
         logging.getLogger(__name__).info(
-            f"Dynamic R-CNN after iteration {iteration}: IoU threshold "
+            f"Dynamic R-CNN after {iteration + 1} iterations: IoU threshold "
             + ", ".join(f"{matcher.threshold:.4f}" for matcher in self.matchers)
             + "; beta "
             + ", ".join(f"{loss.beta:.4f}" for loss in self.losses)

@@ -1,0 +1,115 @@
+import itertools
+
+import numpy as np
+from detectron2.data import DatasetFromList, build_detection_train_loader
+from detectron2.data.build import _train_loader_from_config
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from torch.utils.data import Dataset, Sampler
+
+__all__ = ["build_exact_train_loader"]
+
+
+def seed_by(*numbers: int) -> None:
+    """Seed all random numbers of this process by several numbers, none below 0."""
+    seed_all_rng(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+class TrainingStream(Dataset):
+    """
+    The images of a training in the order in which it sees them, epoch after epoch, each shuffled.
+    What is at a position, and how it is augmented, depends on the seed and the position alone.
+    """
+
+    def __init__(self, records, mapper, seed: int):
+        """
+        Args:
+            records: detectron2's records of the images
+            mapper: of a record to what the model takes
+            seed: 0 or more
+        """
+        self.records, self.mapper, self.seed = records, mapper, seed
+        self.epoch = None
+
+    def record(self, position: int) -> dict:
+        epoch, i = divmod(position, len(self.records))
+        if epoch != self.epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            self.epoch, self.order = epoch, rng.permutation(len(self.records))
+        return self.records[self.order[i]]
+
+    def __getitem__(self, position: int):
+        seed_by(self.seed, position)
+        return self.mapper(self.record(position))
+
+
+class StreamSampler(Sampler):
+    """
+    Positions of a `TrainingStream` that this process reads, from a batch on. Batches are made by
+    detectron2, of images that are all wider than high or all not; those that were read and wait
+    for others of their kind come first.
+    """
+
+    def __init__(self, stream: TrainingStream, batch_size: int, first_batch: int):
+        """
+        Args:
+            batch_size: of this process
+            first_batch: counted from 0
+        """
+        self.stream, self.batch_size, self.first_batch = stream, batch_size, first_batch
+        self.rank, self.processes = comm.get_rank(), comm.get_world_size()
+
+    def __iter__(self):
+        positions = itertools.count(self.rank, self.processes)
+        waiting = [], []
+        batches = 0
+        while batches < self.first_batch:
+            position = next(positions)
+            record = self.stream.record(position)
+            of_a_kind = waiting[record["width"] > record["height"]]
+            of_a_kind.append(position)
+            if len(of_a_kind) == self.batch_size:
+                of_a_kind.clear()
+                batches += 1
+        yield from itertools.chain(*waiting, positions)
+
+
+class SeededBatches:
+    """Batches of a loader. What the model draws for one of them depends on its iteration alone."""
+
+    def __init__(self, loader, seed: int, first_iteration: int):
+        self.loader, self.seed, self.first_iteration = loader, seed, first_iteration
+
+    def __iter__(self):
+        for iteration, batch in enumerate(self.loader, self.first_iteration):
+            # The loader has drawn too, more for its first batch than for others.
+            seed_by(self.seed, iteration, comm.get_rank())
+            yield batch
+
+
+def build_exact_train_loader(cfg, mapper, first_iteration: int):
+    """
+    detectron2's training loader, which can begin with the batch of any iteration, and which makes
+    that iteration draw what it would have drawn after those before it.
+
+    Args:
+        mapper: of detectron2's records to what the model takes
+        first_iteration: counted from 0
+    Raises:
+        ValueError: if a key has a value that makes this impossible
+    """
+    keys = cfg.DATALOADER
+    if cfg.SEED < 0:
+        raise ValueError("DATALOADER.EXACT_RESUME needs a SEED of 0 or more")
+    if keys.SAMPLER_TRAIN != "TrainingSampler" or not keys.ASPECT_RATIO_GROUPING:
+        raise ValueError(
+            "DATALOADER.EXACT_RESUME needs SAMPLER_TRAIN TrainingSampler and "
+            "ASPECT_RATIO_GROUPING True"
+        )
+    options = _train_loader_from_config(cfg, mapper=mapper)
+    stream = TrainingStream(DatasetFromList(options["dataset"], copy=False), mapper, cfg.SEED)
+    batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
+    options.update(
+        dataset=stream, mapper=None, sampler=StreamSampler(stream, batch_size, first_iteration)
+    )
+    return SeededBatches(build_detection_train_loader(**options), cfg.SEED, first_iteration)

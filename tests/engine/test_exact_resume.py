@@ -1,0 +1,136 @@
+"""A training that is killed, twice, goes on as if it had not been."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+# Starts train_net.py's main in a child process, and kills it when it has finished the iteration
+# that the command line names, if any. What each iteration had is kept in a file.
+PROGRAM = """
+import json, os, signal, sys, time
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+import train_net
+
+FOLDER, kills = sys.argv[1], json.loads(sys.argv[2])
+with open("records.json") as f:
+    records = json.load(f)
+DatasetCatalog.register("resume_test", lambda: records)
+MetadataCatalog.get("resume_test").set(
+    thing_classes=["a", "b"], json_file="records.json", image_root="."
+)
+
+class Keep(HookBase):
+    def after_step(self):
+        latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
+        numbers = {k: v for k, v in latest.items() if "loss" in k or "dynamic" in k}
+        with open(FOLDER + "/kept.jsonl", "a") as f:
+            f.write(json.dumps([self.trainer.iter, numbers]) + "\\n")
+
+class Trainer(train_net.Trainer):
+    def build_hooks(self):
+        return [*super().build_hooks(), Keep()]
+
+train_net.Trainer = Trainer
+
+def iterations():
+    if not os.path.exists(FOLDER + "/kept.jsonl"):
+        return []
+    with open(FOLDER + "/kept.jsonl") as f:
+        return [json.loads(line)[0] for line in f.read().splitlines()]
+
+def run(arguments, kill_after):
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        sys.argv = ["train_net.py", *arguments]
+        train_net.main(train_net.parse_args())
+        os._exit(0)
+    while kill_after is not None and kill_after not in iterations():
+        time.sleep(0.002)
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            sys.exit("The training ended before it was killed")
+    if kill_after is not None:
+        os.kill(child, signal.SIGKILL)
+    if os.waitpid(child, 0)[1] != (0 if kill_after is None else signal.SIGKILL):
+        sys.exit("The training failed")
+
+os.makedirs(FOLDER)
+for i, kill_after in enumerate([*kills, None]):
+    run([*(["--resume"] if i else []), *sys.argv[3:], "OUTPUT_DIR", FOLDER], kill_after)
+"""
+
+MAX_ITER, PERIOD = 20, 4
+OPTIONS = f"""
+MODEL.DEVICE cpu MODEL.ROI_HEADS.NUM_CLASSES 2 MODEL.DYNAMIC_RCNN.ITERATION_COUNT {PERIOD}
+MODEL.DYNAMIC_RCNN.KI 4 MODEL.DYNAMIC_RCNN.KE 4 DATASETS.TRAIN ('resume_test',) DATASETS.TEST ()
+DATALOADER.EXACT_RESUME True SEED 7 DATALOADER.NUM_WORKERS 2 SOLVER.IMS_PER_BATCH 2
+SOLVER.MAX_ITER {MAX_ITER} SOLVER.CHECKPOINT_PERIOD 3 SOLVER.WARMUP_ITERS 2
+INPUT.MIN_SIZE_TRAIN [40,48,64] INPUT.RANDOM_FLIP horizontal
+""".split()
+
+
+def make_images(folder):
+    """Nine images of noise, some wider than high, with three objects each."""
+    rng = np.random.default_rng(0)
+    records = []
+    for i in range(9):
+        width, height = [(64, 48), (48, 64), (64, 64)][i % 3]
+        noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{i}.png")
+        annotations = []
+        for _ in range(3):
+            x, y = rng.integers(0, 24, 2).tolist()
+            box, category = [x, y, x + 20, y + 22], int(rng.integers(2))
+            annotations.append(dict(bbox=box, bbox_mode=0, category_id=category, iscrowd=0))
+        size = dict(width=width, height=height)
+        path = str(folder / f"{i}.png")
+        records.append(dict(file_name=path, image_id=i, annotations=annotations, **size))
+    (folder / "records.json").write_text(json.dumps(records))
+
+
+def train(folder, name, kills):
+    """Numbers of every iteration, in the order in which they were kept, and the last state."""
+    config = ROOT / "configs/Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits.yaml"
+    command = [sys.executable, "-c", PROGRAM, str(folder / name), json.dumps(kills)]
+    command += ["--config-file", str(config)]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run([*command, *OPTIONS], cwd=folder, env=env, timeout=400, **output)
+    assert done.returncode == 0, done.stdout[-3000:]
+    kept = [json.loads(x) for x in (folder / name / "kept.jsonl").read_text().splitlines()]
+    return kept, torch.load(folder / name / "model_final.pth", weights_only=False)["model"]
+
+
+def test_killed_twice(tmp_path):
+    make_images(tmp_path)
+    kills = sorted(random.SystemRandom().sample(range(1, MAX_ITER - 1), 2))
+    expected, expected_state = train(tmp_path, "whole", [])
+    assert [i for i, _ in expected] == list(range(MAX_ITER))
+    # The training moves: every window has another threshold and beta.
+    for name in ("iou_threshold", "beta"):
+        values = [numbers[f"dynamic_rcnn/{name}"] for _, numbers in expected]
+        assert len(set(values)) >= 3, values
+    actual, state = train(tmp_path, "killed", kills)
+    expected = dict(expected)
+    assert {i for i, _ in actual} == set(expected), kills
+    assert len(actual) > MAX_ITER - 1
+    for iteration, numbers in actual:  # also what was done twice
+        assert numbers == expected[iteration], (kills, iteration)
+    for name, value in expected_state.items():
+        assert torch.equal(value, state[name]), (kills, name)
