@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -117,20 +118,44 @@ def train(folder, name, kills):
     return kept, torch.load(folder / name / "model_final.pth", weights_only=False)["model"]
 
 
-def test_killed_twice(tmp_path):
-    make_images(tmp_path)
-    kills = sorted(random.SystemRandom().sample(range(1, MAX_ITER - 1), 2))
-    expected, expected_state = train(tmp_path, "whole", [])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A training that is not killed: folder, numbers, state."""
+    folder = tmp_path_factory.mktemp("resume")
+    make_images(folder)
+    return folder, *train(folder, "whole", [])
+
+
+def test_killed_twice(whole):
+    folder, expected, expected_state = whole
     assert [i for i, _ in expected] == list(range(MAX_ITER))
-    # The training moves: every window has another threshold and beta.
+    # The training moves: several windows have another threshold and beta.
     for name in ("iou_threshold", "beta"):
         values = [numbers[f"dynamic_rcnn/{name}"] for _, numbers in expected]
         assert len(set(values)) >= 3, values
-    actual, state = train(tmp_path, "killed", kills)
+    kills = sorted(random.SystemRandom().sample(range(1, MAX_ITER - 1), 2))
+    actual, state = train(folder, "killed", kills)
     expected = dict(expected)
     assert {i for i, _ in actual} == set(expected), kills
-    assert len(actual) > MAX_ITER - 1
     for iteration, numbers in actual:  # also what was done twice
         assert numbers == expected[iteration], (kills, iteration)
     for name, value in expected_state.items():
         assert torch.equal(value, state[name]), (kills, name)
+
+
+def test_where_the_numbers_are_seen(whole, run_program):
+    folder, kept, _ = whole
+    folder = folder / "whole"
+    last = json.loads((folder / "metrics.json").read_text().splitlines()[-1])
+    expected = {k: v for k, v in kept[-1][1].items() if k.startswith("dynamic_rcnn/")}
+    assert len(expected) == 2
+    assert last["iteration"] == MAX_ITER - 1 and expected.items() <= last.items()
+    (line,) = [x for x in (folder / "log.txt").read_text().splitlines() if "total_loss:" in x]
+    for name, value in expected.items():
+        assert f"{name.removeprefix('dynamic_rcnn/')}: {value:.4g}" in line
+    assert f"after {MAX_ITER} iterations: IoU threshold" in (folder / "log.txt").read_text()
+    (events,) = folder.glob("events.out.tfevents.*")
+    assert b"dynamic_rcnn/beta" in events.read_bytes()
+    code, text = run_program("tools/plot_training.py", folder)
+    assert code == 0, text
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
