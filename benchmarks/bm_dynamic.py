@@ -1,0 +1,119 @@
+"""
+What Dynamic R-CNN adds to a training step: the step of the plain model and of the dynamic one, from
+the same weights on the same images of noise, and its parts alone (statistics, exchange, logging).
+"""
+
+import functools
+import sys
+
+import measure
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+
+from dcn_projects import add_dcn_config
+from dcn_projects.modeling import DynamicROIHeads
+
+CONFIG, SIZE = "Dynamic-RCNN/dynamic_rcnn_R_50_FPN_1x", (480, 640)
+QUICK_CONFIG, QUICK_SIZE = "Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits", (96, 128)
+IMAGES, OBJECTS = 2, 20
+MUST = 1.02
+
+
+def make_model(config: str, device: str, heads: str) -> torch.nn.Module:
+    """With random weights; both heads label by the same IoU at the start."""
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_file(str(measure.ROOT / "configs" / f"{config}.yaml"))
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
+    cfg.MODEL.ROI_HEADS.NAME = heads
+    cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [cfg.MODEL.DYNAMIC_RCNN.WARMUP_IOU]
+    torch.manual_seed(0)
+    return build_model(cfg).train()
+
+
+def make_inputs(size: tuple[int, int]) -> list[dict]:
+    torch.manual_seed(0)
+    inputs = []
+    for _ in range(IMAGES):
+        corner = torch.rand(OBJECTS, 2) * torch.tensor(size[::-1]) * 0.7
+        sides = 8 + torch.rand(OBJECTS, 2) * min(size) * 0.25
+        objects = Instances(size, gt_boxes=Boxes(torch.cat((corner, corner + sides), dim=1)))
+        objects.gt_classes = torch.zeros(OBJECTS, dtype=torch.int64)
+        image = torch.randint(256, (3, *size), dtype=torch.uint8)
+        inputs.append({"image": image, "instances": objects})
+    return inputs
+
+
+def step(model: torch.nn.Module, inputs: list[dict]) -> None:
+    """Forward and backward; the optimizer is the same for both."""
+    with EventStorage():
+        losses = model(inputs)
+    sum(losses.values()).backward()
+    model.zero_grad()
+
+
+def parts_alone(model: torch.nn.Module, inputs: list[dict]) -> measure.Call:
+    """What `DynamicTraining` does in an iteration, on the proposals of the model."""
+    seen = []
+    heads: DynamicROIHeads = model.roi_heads
+    begin = heads.dynamic.begin_stage
+    heads.dynamic.begin_stage = lambda *args, **kwargs: (
+        seen.append((args, kwargs)) or begin(*args, **kwargs)
+    )
+    step(model, inputs)
+    del heads.dynamic.begin_stage
+    ((args, kwargs),) = seen
+
+    def call():
+        with EventStorage():
+            begin(*args, **kwargs)
+            heads.dynamic.end_iteration()
+
+    return call
+
+
+def steps_table(report, config: str, size: tuple[int, int], args):
+    columns = [
+        "ms, plain",
+        "ms, dynamic",
+        "dynamic / plain",
+        "must",
+        "ms, parts",
+        "1 + parts / plain",
+    ]
+    note = f"float32, {IMAGES} images of {size[0]} x {size[1]}, {OBJECTS} objects in each."
+    with report.table("Training step", columns, note) as add:
+        inputs = make_inputs(size)
+        models = {
+            name: make_model(config, args.device, heads)
+            for name, heads in [("plain", "OHEMROIHeads"), ("dynamic", "DynamicROIHeads")]
+        }
+        calls = {name: functools.partial(step, model, inputs) for name, model in models.items()}
+        calls["parts"] = parts_alone(models["dynamic"], inputs)
+        times = measure.rounds(calls, args)
+        plain, dynamic, parts = (times[name] for name in ("plain", "dynamic", "parts"))
+        add(
+            measure.ms(plain),
+            measure.ms(dynamic),
+            measure.ratio(dynamic, plain),
+            MUST,
+            measure.ms(parts),
+            measure.ratio(measure.total(plain, parts), plain),
+        )
+
+
+def main() -> bool:
+    args = measure.parse_args(__doc__)
+    report = measure.Report("dynamic", args)
+    if args.quick:
+        steps_table(report, QUICK_CONFIG, QUICK_SIZE, args)
+    else:
+        steps_table(report, CONFIG, SIZE, args)
+    return report.failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
