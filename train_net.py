@@ -30,6 +30,7 @@ from dcn_projects.data import (
     CheckedDatasetMapper,
     build_exact_train_loader,
     check_datasets,
+    check_exact_resume,
     loading,
 )
 from dcn_projects.engine import (
@@ -150,6 +151,7 @@ def setup(args):
         cfg.freeze()
         with one_line_errors(args.config_file):
             check_heads(cfg)
+            check_exact_resume(cfg)
             check_files(cfg, args)
     except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")

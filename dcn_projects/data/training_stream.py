@@ -7,7 +7,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.utils.data import Dataset, Sampler
 
-__all__ = ["build_exact_train_loader"]
+__all__ = ["build_exact_train_loader", "check_exact_resume"]
 
 
 def seed_by(*numbers: int) -> None:
@@ -87,6 +87,17 @@ class SeededBatches:
             yield batch
 
 
+def check_exact_resume(cfg) -> None:
+    """Raises ValueError if DATALOADER.EXACT_RESUME is on beside keys that make it impossible."""
+    keys = cfg.DATALOADER
+    if keys.EXACT_RESUME and cfg.SEED < 0:
+        raise ValueError("DATALOADER.EXACT_RESUME needs a SEED of 0 or more")
+    if keys.EXACT_RESUME and keys.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError("DATALOADER.EXACT_RESUME needs DATALOADER.SAMPLER_TRAIN TrainingSampler")
+    if keys.EXACT_RESUME and not keys.ASPECT_RATIO_GROUPING:
+        raise ValueError("DATALOADER.EXACT_RESUME needs DATALOADER.ASPECT_RATIO_GROUPING True")
+
+
 def build_exact_train_loader(cfg, mapper, first_iteration: int):
     """
     detectron2's training loader, which can begin with the batch of any iteration, and which makes
@@ -95,17 +106,7 @@ def build_exact_train_loader(cfg, mapper, first_iteration: int):
     Args:
         mapper: of detectron2's records to what the model takes
         first_iteration: counted from 0
-    Raises:
-        ValueError: if a key has a value that makes this impossible
     """
-    keys = cfg.DATALOADER
-    if cfg.SEED < 0:
-        raise ValueError("DATALOADER.EXACT_RESUME needs a SEED of 0 or more")
-    if keys.SAMPLER_TRAIN != "TrainingSampler" or not keys.ASPECT_RATIO_GROUPING:
-        raise ValueError(
-            "DATALOADER.EXACT_RESUME needs SAMPLER_TRAIN TrainingSampler and "
-            "ASPECT_RATIO_GROUPING True"
-        )
     options = _train_loader_from_config(cfg, mapper=mapper)
     stream = TrainingStream(DatasetFromList(options["dataset"], copy=False), mapper, cfg.SEED)
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()

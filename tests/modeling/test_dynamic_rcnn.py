@@ -20,6 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
+from dcn_projects.checkpoint import load_trained
 from dcn_projects.modeling import (
     DynamicMatcher,
     DynamicSmoothL1,
@@ -416,6 +417,7 @@ def test_another_number_of_processes(two_processes, tmp_path, caplog):
     assert (model["dynamic"].window == ABSENT).all()
     (warning,) = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
     assert "dynamic.window" in warning
+    load_trained(model, str(tmp_path / "two.pth"))  # this is not another model
 
 
 def test_checkpoints_of_other_models(tmp_path, caplog):

@@ -1,0 +1,98 @@
+"""Training data that depend on the seed and the iteration alone."""
+
+import itertools
+
+import detectron2.data.build
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog
+from detectron2.utils import comm
+
+from dcn_projects import add_dcn_config
+from dcn_projects.data import build_exact_train_loader, check_exact_resume
+
+NUM_IMAGES, BATCHES = 11, 14
+
+
+def make_cfg(seed=3, **loader):
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.DATASETS.TRAIN = ("stream_test",)
+    cfg.SOLVER.IMS_PER_BATCH = 3
+    cfg.SEED = seed
+    cfg.DATALOADER.update(dict(EXACT_RESUME=True, NUM_WORKERS=0, **loader))
+    return cfg
+
+
+@pytest.fixture
+def dataset():
+    """Eleven records, four of them wider than high."""
+    records = [
+        dict(image_id=i, width=10 + (i % 3 == 1), height=10, annotations=[{}])
+        for i in range(NUM_IMAGES)
+    ]
+    DatasetCatalog.register("stream_test", lambda: records)
+    yield
+    DatasetCatalog.remove("stream_test")
+
+
+def batches(cfg, first=0, count=BATCHES):
+    """Of each batch the images, what their augmentation drew and what the model draws after."""
+
+    def mapper(record):
+        return {**record, "drawn": torch.rand(()).item()}
+
+    result = []
+    for batch in itertools.islice(build_exact_train_loader(cfg, mapper, first), count):
+        assert len({x["width"] for x in batch}) == 1 and len(batch) == 3
+        result.append(([(x["image_id"], x["drawn"]) for x in batch], torch.rand(()).item()))
+    return result
+
+
+@pytest.mark.parametrize("first", range(BATCHES))
+def test_from_any_iteration(first, dataset):
+    torch.manual_seed(first)  # what was drawn before does not matter
+    assert batches(make_cfg(), first, BATCHES - first) == batches(make_cfg())[first:]
+
+
+def test_every_epoch_is_another_order_of_all_images(dataset):
+    drawn = [x for images, _ in batches(make_cfg(), count=200) for x in images]
+    counts = [[i for i, _ in drawn].count(i) for i in range(NUM_IMAGES)]
+    # Of 600 images, at most a few wait for others of their kind.
+    assert max(counts) - min(counts) <= 2 and sum(counts) == 600
+    assert len({value for _, value in drawn}) == 600
+    epochs = {tuple(i for i, _ in drawn[start : start + 9]) for start in range(0, 99, 11)}
+    assert len(epochs) == 9
+
+
+def test_seeds_differ(dataset):
+    assert batches(make_cfg(seed=3)) != batches(make_cfg(seed=4))
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        (dict(seed=-1), "SEED"),
+        (dict(SAMPLER_TRAIN="RepeatFactorTrainingSampler"), "SAMPLER_TRAIN"),
+        (dict(ASPECT_RATIO_GROUPING=False), "ASPECT_RATIO_GROUPING"),
+    ],
+)
+def test_impossible_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        check_exact_resume(make_cfg(**options))
+
+
+def test_two_processes_share_the_stream(dataset, monkeypatch):
+    """Together they see what one sees, none of it twice."""
+    cfg = make_cfg()
+    cfg.SOLVER.IMS_PER_BATCH = 6
+    for module in (comm, detectron2.data.build):
+        monkeypatch.setattr(module, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "shared_random_seed", lambda: 0)
+    seen = []
+    for rank in range(2):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        seen.append([value for images, _ in batches(cfg) for _, value in images])
+        assert batches(cfg, 5, 4) == batches(cfg)[5:9]
+    assert not set(seen[0]) & set(seen[1])
