@@ -37,6 +37,9 @@ def add_deform_resnet_config(cfg: CN) -> None:
     # in the paper (arXiv 1811.11168). 2: as in its authors' code; the network starts as the plain
     # one, which matters to the frozen BatchNorm of pretrained weights.
     cfg.MODEL.RESNETS.DEFORM_MASK_SCALE = 1.0
+    # How the weights of the layers that predict the offsets start: "zeros", or "kaiming_uniform",
+    # as in the authors' code of Dynamic R-CNN.
+    cfg.MODEL.RESNETS.DEFORM_OFFSET_INIT = "zeros"
 
 
 def add_deformable_config(cfg: CN) -> None:

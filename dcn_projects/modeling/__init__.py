@@ -6,6 +6,7 @@ from .backbone import (
     build_deform_retinanet_resnet_fpn_backbone,
     build_mxnet_resnet_fpn_backbone,
 )
+from .dynamic_training import DynamicTraining
 from .losses import DynamicSmoothL1
 from .matcher import DynamicMatcher
 from .meta_arch import RFCN, MimicRCNN, MXNetRCNN, build_deformable_model, meta_architecture
@@ -16,7 +17,6 @@ from .roi_heads import (
     DeformROIHeads,
     DynamicCascadeROIHeads,
     DynamicROIHeads,
-    DynamicTraining,
     MXNetBoxHead,
     MXNetROIHeads,
     OHEMFastRCNNOutputLayers,

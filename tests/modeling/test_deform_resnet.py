@@ -111,6 +111,16 @@ def test_ceil_pool_stem_size(size):
     assert stem(torch.zeros(1, 3, size, size)).shape[-1] == expected
 
 
+def test_offsets_that_start_at_random():
+    """Uniform with the variance 1 / fan-in, the biases zero."""
+    cfg = make_cfg(DEFORM_ON_PER_STAGE=[False] * 3 + [True], DEFORM_OFFSET_INIT="kaiming_uniform")
+    layer = build_deform_resnet_backbone(cfg, RGB).res5[0].conv2_offset
+    fan_in = layer.weight[0].numel()
+    assert layer.weight.abs().max() <= (3 / fan_in) ** 0.5
+    assert layer.weight.var().item() == pytest.approx(1 / fan_in, rel=0.1)
+    assert not layer.bias.any()
+
+
 def test_ceil_pool_windows_start_at_the_first_cell():
     stem = CeilPoolStem(3, 1, norm="").eval()
     x = torch.randn(1, 3, 40, 40)
@@ -127,6 +137,7 @@ def test_ceil_pool_windows_start_at_the_first_cell():
         (dict(DEPTH=18, DEFORM_ON_PER_STAGE=[False] * 3 + [True]), "no bottlenecks"),
         (dict(RES5_DILATION=4), "RES5_DILATION is 4"),
         (dict(DEFORM_MASK_SCALE=0.5), "DEFORM_MASK_SCALE is 0.5"),
+        (dict(DEFORM_OFFSET_INIT="normal"), "DEFORM_OFFSET_INIT is normal"),
         (dict(DEFORM_LAST_BLOCKS=[0, 0, 0, 1]), "DEFORM_LAST_BLOCKS is .*res5 has 3 blocks"),
         (
             dict(DEFORM_ON_PER_STAGE=[False] * 3 + [True], DEFORM_LAST_BLOCKS=[0, 0, 0, 4]),

@@ -27,7 +27,7 @@ from dcn_projects.modeling import (
     DynamicTraining,
     RFCNROIHeads,
 )
-from dcn_projects.modeling.roi_heads.dynamic_rcnn import ABSENT, proposal_statistics
+from dcn_projects.modeling.dynamic_training import ABSENT, proposal_statistics
 from tests.modeling.test_ohem import SHAPES, make_heads
 from tests.modeling.test_ohem import make_cfg as make_ohem_cfg
 

@@ -1,3 +1,5 @@
+import functools
+
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
@@ -23,6 +25,11 @@ _NUM_BLOCKS = {
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
+}
+# Values of DEFORM_OFFSET_INIT.
+_OFFSET_INITS = {
+    "zeros": nn.init.zeros_,
+    "kaiming_uniform": functools.partial(nn.init.kaiming_uniform_, a=1),
 }
 _BASIC_BLOCK_DEPTHS = (18, 34)
 
@@ -61,6 +68,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         deform_num_groups: int = 1,
         deform_legacy_border: bool = False,
         deform_mask_scale: float = 1.0,
+        deform_offset_init: str = "zeros",
     ):
         """
         Args:
@@ -69,6 +77,8 @@ class DeformBottleneckBlock(BottleneckBlock):
                 with 2 it starts as the plain one
             deform_num_groups: channel groups that have offsets of their own
             deform_legacy_border: border rule of the 2017 operator, see `deform_conv`
+            deform_offset_init: weights of the layer that predicts the offsets: "zeros" or
+                "kaiming_uniform"
             others: as in detectron2's BottleneckBlock
         """
         super().__init__(
@@ -90,7 +100,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         self.conv2_offset = Conv2d(
             bottleneck_channels, (27 if deform_modulated else 18) * deform_num_groups, **geometry
         )
-        nn.init.zeros_(self.conv2_offset.weight)
+        _OFFSET_INITS[deform_offset_init](self.conv2_offset.weight)
         nn.init.zeros_(self.conv2_offset.bias)
         self.conv2 = (ModulatedDeformConv if deform_modulated else DeformConv)(
             bottleneck_channels,
@@ -157,6 +167,11 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     for key in ("RES5_DILATION", "DEFORM_MASK_SCALE"):
         if keys[key] not in (1, 2):
             raise ValueError(f"MODEL.RESNETS.{key} is {keys[key]}, expected 1 or 2")
+    if keys.DEFORM_OFFSET_INIT not in _OFFSET_INITS:
+        raise ValueError(
+            f"MODEL.RESNETS.DEFORM_OFFSET_INIT is {keys.DEFORM_OFFSET_INIT}, expected one of "
+            f"{list(_OFFSET_INITS)}"
+        )
 
     stem = (CeilPoolStem if keys.STEM_CEIL_POOL else BasicStem)(
         input_shape.channels, keys.STEM_OUT_CHANNELS, keys.NORM
@@ -185,6 +200,7 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
             deform_num_groups=keys.DEFORM_NUM_GROUPS,
             deform_legacy_border=keys.DEFORM_LEGACY_BORDER,
             deform_mask_scale=keys.DEFORM_MASK_SCALE,
+            deform_offset_init=keys.DEFORM_OFFSET_INIT,
         )
         num_plain = num_blocks - _num_deformable(keys, i, num_blocks)
         blocks = []

@@ -1,6 +1,6 @@
 from .box_head import MXNetBoxHead
 from .deform_heads import DeformROIHeads
-from .dynamic_rcnn import DynamicCascadeROIHeads, DynamicROIHeads, DynamicTraining
+from .dynamic_rcnn import DynamicCascadeROIHeads, DynamicROIHeads
 from .fast_rcnn import SoftNMSFastRCNNOutputLayers
 from .mxnet_heads import MXNetOutputLayers, MXNetROIHeads
 from .ohem import OHEMFastRCNNOutputLayers, OHEMROIHeads
@@ -10,7 +10,6 @@ __all__ = [
     "DeformROIHeads",
     "DynamicCascadeROIHeads",
     "DynamicROIHeads",
-    "DynamicTraining",
     "MXNetBoxHead",
     "MXNetOutputLayers",
     "MXNetROIHeads",

@@ -1,0 +1,271 @@
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from .losses import DynamicSmoothL1, center_errors
+from .matcher import DynamicMatcher
+
+__all__ = ["DynamicTraining"]
+
+# What a statistic is in an iteration without objects: both are at least 0.
+ABSENT = -1.0
+
+
+def proposal_statistics(
+    boxes: Sequence[Boxes],
+    gt_boxes: Sequence[Boxes],
+    *,
+    threshold: float,
+    iou_rank: int,
+    error_rank: int,
+    weights: Sequence[float],
+    reference_quirk: bool = False,
+) -> Tensor:
+    """
+    What Dynamic R-CNN wants to know of the proposals of an iteration (arXiv 2004.06002, Sec. 4):
+    the K_I-th largest IoU and the K_beta-th smallest regression error, the latter among those
+    that the threshold makes foreground. With fewer proposals than that it is the last one.
+
+    Args:
+        boxes, gt_boxes: proposals and objects of each image
+        threshold: IoU from which a proposal is foreground
+        iou_rank, error_rank: K_I and K_beta of one image; of n images that have objects the ranks
+            are n times as large, among all their proposals
+        weights: of the regression targets
+        reference_quirk: as the authors' code, which compares a proposal below the threshold with
+            the first object of its image instead of the best one, and counts the errors of all
+    Returns:
+        Tensor: (2,), IoU and error, ABSENT where no proposal counts. Nothing here waits for a GPU
+    """
+    ious, errors = [], []
+    for proposals, objects in zip(boxes, gt_boxes):
+        if len(objects) == 0:
+            continue
+        matrix = pairwise_iou(objects, proposals)
+        iou, matched = matrix.max(dim=0)
+        foreground = iou >= threshold
+        if reference_quirk:
+            iou = torch.where(foreground, iou, matrix[0])
+            matched = matched * foreground
+        error = center_errors(proposals.tensor, objects.tensor[matched], weights)
+        ious.append(iou)
+        errors.append(error if reference_quirk else error.masked_fill(~foreground, math.inf))
+    if sum(map(len, ious)) == 0:
+        return boxes[0].tensor.new_full((2,), ABSENT)
+    iou_rank, error_rank = iou_rank * len(ious), error_rank * len(ious)
+    ious, errors = torch.cat(ious), torch.cat(errors)
+    iou = ious.topk(min(iou_rank, len(ious))).values[-1]
+    smallest = errors.topk(min(error_rank, len(errors)), largest=False).values
+    error = smallest.masked_fill(smallest == math.inf, ABSENT).max()
+    return torch.stack((iou, error))
+
+
+def gather(values: Tensor) -> Tensor:
+    """
+    Args:
+        values: (...), on every process
+    Returns:
+        Tensor: (processes, ...), the same on all. A sum with zeros, which every backend has for
+            every device, and which leaves the values as they are
+    """
+    result = values.new_zeros(comm.get_world_size(), *values.shape)
+    result[comm.get_rank()] = values
+    if len(result) > 1:
+        dist.all_reduce(result)
+    return result
+
+
+class DynamicTraining(nn.Module):
+    """
+    The part of RoI heads that moves during the training of Dynamic R-CNN (arXiv 2004.06002,
+    Algorithm 1): an IoU threshold and the beta of SmoothL1, recomputed every `period` iterations
+    from statistics of the proposals. Heads with several stages have a pair for each stage.
+
+    Heads own one as a child module, use `matchers` to label proposals, and in a training forward
+
+        self.dynamic.begin_stage(stage, proposals, targets, box_predictor)
+        self.dynamic.end_iteration()    when the losses of all stages are there
+
+    Both numbers and the window of statistics are buffers, the same in all processes with `sync`,
+    so that a checkpoint of any iteration has all that the training needs to go on. The place in
+    the window is the iteration's: a second forward within an iteration replaces the first one's
+    statistics. GPUs are waited for once a window.
+    """
+
+    def __init__(
+        self,
+        thresholds: Sequence[float],
+        betas: Sequence[float],
+        *,
+        dla: bool,
+        dsl: bool,
+        iou_rank: int,
+        error_rank: int,
+        period: int,
+        sync: bool,
+        reference_quirk: bool,
+    ):
+        """
+        Args:
+            thresholds, betas: at the start, one of each per stage; also the lowest threshold and
+                the highest beta ever
+            dla: dynamic label assignment: let the threshold move
+            dsl: dynamic SmoothL1 loss: let beta move
+            iou_rank, error_rank, reference_quirk: as in `proposal_statistics`
+            period: C, iterations of a window
+            sync: statistics of all processes, else each process has its own numbers
+        """
+        super().__init__()
+        self.matchers = [DynamicMatcher(threshold) for threshold in thresholds]
+        self.losses = [DynamicSmoothL1(beta) for beta in betas]
+        self.dla, self.dsl, self.period, self.sync = dla, dsl, period, sync
+        self.options = dict(
+            iou_rank=iou_rank, error_rank=error_rank, reference_quirk=reference_quirk
+        )
+        self.measured = [None] * len(thresholds)
+        # In the precision of Python's numbers, of which these are a copy.
+        self.register_buffer("iou_threshold", torch.tensor(thresholds, dtype=torch.float64))
+        self.register_buffer("beta", torch.tensor(betas, dtype=torch.float64))
+        processes = comm.get_world_size() if sync else 1
+        window = torch.full((period, processes, len(thresholds), 2), ABSENT)
+        self.register_buffer("window", window)
+
+    @classmethod
+    def from_config(cls, cfg, thresholds: Sequence[float]):
+        """
+        Args:
+            thresholds: IoU at the start of each stage
+        Raises:
+            ValueError: naming the key whose value cannot be used
+        """
+        keys, head = cfg.MODEL.DYNAMIC_RCNN, cfg.MODEL.ROI_BOX_HEAD
+        for name in ("KI", "KE", "ITERATION_COUNT"):
+            if keys[name] < 1:
+                raise ValueError(f"MODEL.DYNAMIC_RCNN.{name} is {keys[name]}, expected 1 or more")
+        if keys.WARMUP_BETA <= 0:
+            raise ValueError(
+                f"MODEL.DYNAMIC_RCNN.WARMUP_BETA is {keys.WARMUP_BETA}, expected a number above 0"
+            )
+        if keys.DSL and head.BBOX_REG_LOSS_TYPE != "smooth_l1":
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {head.BBOX_REG_LOSS_TYPE}: "
+                "MODEL.DYNAMIC_RCNN.DSL needs smooth_l1"
+            )
+        beta = keys.WARMUP_BETA if keys.DSL else head.SMOOTH_L1_BETA
+        return cls(
+            thresholds,
+            [beta] * len(thresholds),
+            dla=keys.DLA,
+            dsl=keys.DSL,
+            iou_rank=keys.KI,
+            error_rank=keys.KE,
+            period=keys.ITERATION_COUNT,
+            sync=keys.SYNC,
+            reference_quirk=keys.REFERENCE_QUIRK,
+        )
+
+    @torch.no_grad()
+    def begin_stage(
+        self,
+        stage: int,
+        proposals: Sequence[Instances],
+        targets: Sequence[Instances],
+        box_predictor: FastRCNNOutputLayers,
+        append_gt: bool = False,
+    ) -> None:
+        """
+        Take the statistics of this iteration, and give the predictor the beta of its loss.
+
+        Args:
+            stage: counted from 0
+            proposals, targets: of the images, before sampling
+            append_gt: the heads will add the objects to the proposals
+        """
+        boxes = [p.proposal_boxes for p in proposals]
+        gt_boxes = [t.gt_boxes for t in targets]
+        if append_gt:
+            boxes = [Boxes.cat(both) for both in zip(boxes, gt_boxes)]
+        self.measured[stage] = proposal_statistics(
+            boxes,
+            gt_boxes,
+            threshold=self.matchers[stage].threshold,
+            weights=box_predictor.box2box_transform.weights,
+            **self.options,
+        )
+        box_predictor.smooth_l1_beta = self.losses[stage].beta
+
+    @torch.no_grad()
+    def end_iteration(self) -> None:
+        """
+        Log the numbers of this iteration and keep its statistics. At the end of a window compute
+        the numbers of the next one. All processes must call it in every iteration.
+        """
+        storage = get_event_storage()
+        for stage, (matcher, loss) in enumerate(zip(self.matchers, self.losses)):
+            suffix = f"_stage{stage}" if len(self.matchers) > 1 else ""
+            numbers = {"iou_threshold": matcher.threshold, "beta": loss.beta}
+            for name, value in numbers.items():
+                storage.put_scalar(f"dynamic_rcnn/{name}{suffix}", value, smoothing_hint=False)
+
+        row = storage.iter % self.period
+        if row == 0:
+            self.window.fill_(ABSENT)  # of the window before, or of another training
+        measured = torch.stack(self.measured)
+        self.window[row] = gather(measured) if self.sync else measured
+        if row == self.period - 1:
+            self._update(storage.iter)
+
+    def _update(self, iteration: int):
+        """Compute threshold and beta of every stage from the window."""
+        of_stages = self.window.flatten(0, 1).permute(1, 2, 0).tolist()
+        for matcher, loss, (ious, errors) in zip(self.matchers, self.losses, of_stages):
+            if self.dla:
+                matcher.update([x for x in ious if x >= 0])
+            if self.dsl:
+                loss.update([x for x in errors if x >= 0])
+        for stage, (matcher, loss) in enumerate(zip(self.matchers, self.losses)):
+            self.iou_threshold[stage] = matcher.threshold
+            self.beta[stage] = loss.beta
+        logging.getLogger(__name__).info(
+            f"Dynamic R-CNN after {iteration + 1} iterations: IoU threshold "
+            + ", ".join(f"{matcher.threshold:.4f}" for matcher in self.matchers)
+            + "; beta "
+            + ", ".join(f"{loss.beta:.4f}" for loss in self.losses)
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        """
+        A checkpoint without the numbers, of Faster R-CNN for example, sets them to their start.
+        From one of another number of processes only the window is left out.
+        """
+        start = {
+            "iou_threshold": self.iou_threshold.new_tensor([m.lowest for m in self.matchers]),
+            "beta": self.beta.new_tensor([loss.highest for loss in self.losses]),
+            "window": torch.full_like(self.window, ABSENT),
+        }
+        saved = {name: state_dict.get(prefix + name) for name in start}
+        fits = {name: x is not None and x.shape == start[name].shape for name, x in saved.items()}
+        if not (fits["iou_threshold"] and fits["beta"]):
+            logging.getLogger(__name__).warning(
+                "The checkpoint has no state of Dynamic R-CNN: the IoU threshold starts at "
+                f"{start['iou_threshold'].tolist()}, beta at {start['beta'].tolist()}."
+            )
+            fits = dict.fromkeys(fits, False)
+        for name, value in start.items():
+            if not fits[name]:
+                state_dict[prefix + name] = value
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if self.dla:
+            for matcher, threshold in zip(self.matchers, self.iou_threshold.tolist()):
+                matcher.threshold = threshold
+        if self.dsl:
+            for loss, beta in zip(self.losses, self.beta.tolist()):
+                loss.beta = beta
