@@ -3,14 +3,18 @@
 from .dataset_mapper import CheckedDatasetMapper
 from .datasets import check_datasets, loading
 from .images import list_images, read_bgr_image
+from .labels import read_labels
+from .sem_seg_mapper import SemSegMapper
 from .training_stream import build_exact_train_loader, check_exact_resume
 
 __all__ = [
     "CheckedDatasetMapper",
+    "SemSegMapper",
     "build_exact_train_loader",
     "check_datasets",
     "check_exact_resume",
     "list_images",
     "loading",
     "read_bgr_image",
+    "read_labels",
 ]

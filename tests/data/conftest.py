@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -5,7 +7,9 @@ from dcn_projects.data.datasets import builtin
 
 
 def register_all_again(root):
-    for name in (*builtin.COCO, *builtin.VOC, *builtin.CITYSCAPES):
+    tables = builtin.COCO, builtin.VOC, builtin.CITYSCAPES
+    tables += builtin.CITYSCAPES_LABEL_IDS, builtin.VOC_SEM_SEG, {builtin.VOC_SBD}
+    for name in itertools.chain(*tables):
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     builtin.register_all(str(root))

@@ -7,19 +7,28 @@ Their files lie under the folder DETECTRON2_DATASETS, or "datasets" where that i
   In the Cityscapes layout the classes are Cityscapes' own, see `CityscapesLayout`. With `_hard`
   behind the layout's name they are deformed twice as much.
 - `voc_*_easy`: Pascal VOC without its difficult objects, on which the original R-FCN trains.
+- `voc_2012_*_sem_seg`, `digits_voc_*sem_seg_*`: classes of pixels, the background first. "trainaug"
+  is VOC 2012 train with SBD, in one of three forms: of the original files, of the PNGs in
+  SegmentationClassAug (`_png`), or of PNGs merged into SegmentationClass with the list of the MXNet
+  code of DeepLab (`_mxnet`).
+- `cityscapes_fine_label_ids_*`: Cityscapes from the files that are downloaded.
 """
 
 import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.data.datasets.cityscapes import (
     load_cityscapes_instances,
     load_cityscapes_semantic,
 )
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
+from .cityscapes import load_cityscapes_label_ids
 from .pascal_voc import load_voc_easy_instances
+from .sbd import load_voc_sbd_sem_seg
+from .voc_seg import SEG_CLASSES, load_voc_sem_seg, voc_palette
 
 ROOT = os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets"))
 DIGIT_CLASSES = tuple("0123456789")
@@ -60,6 +69,35 @@ CITYSCAPES = {
     for task in ("instance_seg", "sem_seg")
     for split in ("train", "val")
 }  # fmt: skip
+# name: (image folder, annotation folder)
+CITYSCAPES_LABEL_IDS = {
+    f"cityscapes_fine_label_ids_{split}": (
+        f"cityscapes/leftImg8bit/{split}/", f"cityscapes/gtFine/{split}/"
+    )
+    for split in ("train", "val")
+}  # fmt: skip
+# name: (folder, list of images, label folder, class names)
+VOC_SEM_SEG = {
+    f"digits_voc{degree}_sem_seg_{split}": (
+        f"digits_voc{degree}/VOCdevkit/VOC2012",
+        f"ImageSets/Segmentation/{split}.txt",
+        "SegmentationClass",
+        ("background", *DIGIT_CLASSES),
+    )
+    for degree in DEGREES
+    for split in ("train", "test")
+} | {
+    f"voc_2012_{name}_sem_seg": ("VOC2012", f"ImageSets/{image_list}.txt", labels, SEG_CLASSES)
+    for name, image_list, labels in (
+        ("train", "Segmentation/train", "SegmentationClass"),
+        ("val", "Segmentation/val", "SegmentationClass"),
+        ("trainaug_png", "Segmentation/trainaug", "SegmentationClassAug"),
+        ("trainaug_mxnet", "Main/train_seg", "SegmentationClass"),
+    )
+}
+VOC_SBD = "voc_2012_trainaug_sem_seg"  # files in VOC2012 and SBD
+IGNORE_LABEL = 255
+CITYSCAPES_COLORS = [category["color"] for category in CITYSCAPES_CATEGORIES]
 
 
 def register_all(root: str):
@@ -74,7 +112,14 @@ def register_all(root: str):
         _register_cityscapes(
             name, os.path.join(root, images), os.path.join(root, annotations), task
         )
-    for name in (*COCO, *VOC, *CITYSCAPES):
+    for name, (images, annotations) in CITYSCAPES_LABEL_IDS.items():
+        _register_cityscapes_label_ids(
+            name, os.path.join(root, images), os.path.join(root, annotations)
+        )
+    for name, (folder, *entry) in VOC_SEM_SEG.items():
+        _register_voc_sem_seg(name, os.path.join(root, folder), *entry)
+    _register_voc_sbd(VOC_SBD, os.path.join(root, "VOC2012"), os.path.join(root, "SBD"))
+    for name in (*COCO, *VOC, *CITYSCAPES, *VOC_SEM_SEG):
         if name.startswith("digits_"):
             folder = "_".join(name.split("_")[: 3 if "_hard" in name else 2])
             MetadataCatalog.get(name).recipe_file = os.path.join(root, folder, RECIPE_FILE)
@@ -107,8 +152,47 @@ def _register_cityscapes(name, image_dir, gt_dir, task):
             name, lambda: load_cityscapes_instances(image_dir, gt_dir, from_json=True)
         )
     else:
-        meta.ignore_label = 255
+        meta.set(ignore_label=IGNORE_LABEL, stuff_colors=CITYSCAPES_COLORS)
         DatasetCatalog.register(name, lambda: load_cityscapes_semantic(image_dir, gt_dir))
+
+
+def _register_cityscapes_label_ids(name, image_dir, gt_dir):
+    DatasetCatalog.register(name, lambda: load_cityscapes_label_ids(image_dir, gt_dir))
+    MetadataCatalog.get(name).set(
+        stuff_classes=[category["name"] for category in CITYSCAPES_CATEGORIES],
+        stuff_colors=CITYSCAPES_COLORS,
+        image_dir=image_dir,
+        gt_dir=gt_dir,
+        ignore_label=IGNORE_LABEL,
+        evaluator_type="cityscapes_sem_seg",
+    )
+
+
+def _register_voc_sem_seg(name, dirname, image_list, label_folder, class_names):
+    DatasetCatalog.register(name, lambda: load_voc_sem_seg(dirname, image_list, label_folder))
+    MetadataCatalog.get(name).set(
+        stuff_classes=list(class_names),
+        stuff_colors=voc_palette(len(class_names)),
+        image_list=os.path.join(dirname, image_list),
+        image_root=os.path.join(dirname, "JPEGImages"),
+        sem_seg_root=os.path.join(dirname, label_folder),
+        ignore_label=IGNORE_LABEL,
+        evaluator_type="sem_seg",
+    )
+
+
+def _register_voc_sbd(name, voc_dir, sbd_dir):
+    DatasetCatalog.register(name, lambda: load_voc_sbd_sem_seg(voc_dir, sbd_dir))
+    MetadataCatalog.get(name).set(
+        stuff_classes=list(SEG_CLASSES),
+        stuff_colors=voc_palette(len(SEG_CLASSES)),
+        image_list=os.path.join(sbd_dir, "train.txt"),
+        image_root=os.path.join(sbd_dir, "img"),
+        sem_seg_root=os.path.join(sbd_dir, "cls"),
+        voc_root=os.path.join(voc_dir, "SegmentationClass"),
+        ignore_label=IGNORE_LABEL,
+        evaluator_type="sem_seg",
+    )
 
 
 register_all(ROOT)

@@ -15,8 +15,8 @@ from dcn_projects.one_line import one_line
 from .builtin import ROOT
 
 # What detectron2's registering functions, and ours, note in the Metadata of a data set.
-PATH_KEYS = ("recipe_file", "json_file", "image_root", "image_dir", "gt_dir", "sem_seg_root")
-PATH_KEYS += ("panoptic_json", "panoptic_root")
+PATH_KEYS = ("recipe_file", "json_file", "image_list", "image_root", "image_dir", "gt_dir")
+PATH_KEYS += ("sem_seg_root", "voc_root", "panoptic_json", "panoptic_root")
 
 
 def expected_paths(name: str) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..builtin import DIGIT_CLASSES
+from ..voc_seg import voc_palette
 from .masks import mask_to_polygons, mask_to_rle, outline, tight_box
 from .scenes import SPLITS, Scene
 
@@ -96,7 +97,7 @@ class VocLayout:
         border = cv2.dilate(objects, neighbours) != cv2.erode(objects, neighbours)
         for folder, labels in ("SegmentationObject", objects), ("SegmentationClass", classes):
             labels[border] = 255
-            _save(labels, self.root / folder / f"{name}.png", palette=_voc_palette())
+            _save(labels, self.root / folder / f"{name}.png", palette=voc_palette())
 
     def close(self):
         for split, names in self.names.items():
@@ -198,21 +199,11 @@ def _add_texts(parent: ET.Element, **texts):
         ET.SubElement(parent, tag).text = str(text)
 
 
-def _voc_palette() -> list:
-    """VOC's colours: the bits of the index go to red, green, blue in turn, highest bit first."""
-    palette = []
-    for index in range(256):
-        for channel in range(3):
-            bits = [(index >> (3 * k + channel)) & 1 for k in range(3)]
-            palette.append(sum(bit << (7 - k) for k, bit in enumerate(bits)))
-    return palette
-
-
 def _save(pixels: np.ndarray, path: Path, palette: list | None = None, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     if palette:
-        image.putpalette(palette)
+        image.putpalette(np.ravel(palette).tolist())
     image.save(path, **options)
 
 

@@ -1,0 +1,47 @@
+"""Semantic segmentation in the layout of Pascal VOC."""
+
+import os
+
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+from detectron2.utils.file_io import PathManager
+
+SEG_CLASSES = ("background", *CLASS_NAMES)
+
+
+def voc_palette(num_colors: int = 256) -> list[tuple[int, int, int]]:
+    """VOC's RGB colours: the bits of the index go to R, G, B in turn, to the highest bit first."""
+
+    def level(index: int, channel: int) -> int:
+        return sum((index >> (3 * k + channel) & 1) << (7 - k) for k in range(3))
+
+    return [tuple(level(i, channel) for channel in range(3)) for i in range(num_colors)]
+
+
+def read_image_ids(path: str) -> list[str]:
+    """
+    Args:
+        path: list of images, one per line: an id, or the paths of image and label, as in the lists
+            of DeepLab
+    """
+    with PathManager.open(path) as f:
+        lines = [line.split() for line in f]
+    return [os.path.splitext(os.path.basename(line[0]))[0] for line in lines if line]
+
+
+def load_voc_sem_seg(dirname: str, image_list: str, label_folder: str) -> list[dict]:
+    """
+    Args:
+        dirname: contains "JPEGImages"
+        image_list: path below `dirname`, see `read_image_ids`
+        label_folder: path below `dirname` of PNGs
+    Returns:
+        list[dict]: "file_name", "image_id" and "sem_seg_file_name" of every image
+    """
+    return [
+        {
+            "file_name": os.path.join(dirname, "JPEGImages", f"{image_id}.jpg"),
+            "image_id": image_id,
+            "sem_seg_file_name": os.path.join(dirname, label_folder, f"{image_id}.png"),
+        }
+        for image_id in read_image_ids(os.path.join(dirname, image_list))
+    ]

@@ -1,0 +1,78 @@
+"""Files that hold the class of every pixel."""
+
+import numpy as np
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
+from PIL import Image
+
+from dcn_projects.one_line import one_line
+
+__all__ = ["read_labels"]
+
+_MAX_CITYSCAPES_ID = 33  # "bicycle"
+
+
+def read_labels(path: str, num_classes: int, ignore_label: int) -> np.ndarray:
+    """
+    Read a PNG, grey or with a palette, whose values are the labels; a `*_labelIds.png` of
+    Cityscapes, of whose ids those that are not evaluated become `ignore_label`; or a `.mat` file of
+    the Semantic Boundaries Dataset (SBD).
+
+    Args:
+        path: file
+        num_classes: K
+        ignore_label: of pixels without a class
+    Returns:
+        ndarray: (H, W), uint8, of 0..K-1 and `ignore_label`
+    Raises:
+        OSError: if the file cannot be read, is of another kind or has other labels
+    """
+    try:
+        labels = _read_mat(path) if path.endswith(".mat") else _read_png(path)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{path} does not exist.") from e
+    except Exception as e:  # each library has errors of its own for broken files
+        raise OSError(f"{path} cannot be read as labels ({one_line(e)}).") from e
+    if path.endswith("_labelIds.png"):
+        _check(path, labels, _MAX_CITYSCAPES_ID + 1)
+        labels = _train_ids(ignore_label)[labels]
+    _check(path, labels, num_classes, ignore_label)
+    return labels
+
+
+def _read_png(path: str) -> np.ndarray:
+    # With another mode than the file's own, Pillow would turn the indices of a palette into grey
+    # levels.
+    with Image.open(path) as image:
+        if image.mode not in ("L", "P"):
+            raise ValueError(f"its mode is {image.mode}, expected grey (L) or a palette (P)")
+        return np.array(image)
+
+
+def _read_mat(path: str) -> np.ndarray:
+    import scipy.io  # nothing else needs SciPy at run time
+
+    labels = scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0]
+    if labels.ndim != 2 or labels.dtype != np.uint8:
+        raise ValueError(f"GTcls.Segmentation is {labels.dtype} {labels.shape}")
+    return labels
+
+
+def _train_ids(ignore_label: int) -> np.ndarray:
+    """Class of every id of Cityscapes."""
+    classes = np.full(_MAX_CITYSCAPES_ID + 1, ignore_label, np.uint8)
+    for category in CITYSCAPES_CATEGORIES:
+        classes[category["id"]] = category["trainId"]
+    return classes
+
+
+def _check(path: str, labels: np.ndarray, num_classes: int, ignore_label: int | None = None):
+    counts = np.bincount(labels.ravel(), minlength=256)
+    if ignore_label is not None:
+        counts[ignore_label] = 0
+    wrong = np.flatnonzero(counts[num_classes:]) + num_classes
+    if wrong.size:
+        ignored = "" if ignore_label is None else f" and {ignore_label} for pixels without a class"
+        raise OSError(
+            f"{path} has the label {wrong[0]} at {counts[wrong[0]]} pixels, expected "
+            f"0..{num_classes - 1}{ignored}."
+        )
