@@ -1,4 +1,5 @@
 from detectron2.config import CfgNode as CN
+from detectron2.projects.deeplab import add_deeplab_config as add_detectron2_deeplab_config
 
 __all__ = ["add_dcn_config"]
 
@@ -10,6 +11,7 @@ def add_dcn_config(cfg: CN) -> None:
     add_rpn_config(cfg)
     add_rfcn_config(cfg)
     add_roi_pooling_config(cfg)
+    add_deeplab_config(cfg)
     add_box_head_config(cfg)
     add_ohem_config(cfg)
     add_mimic_config(cfg)
@@ -40,6 +42,9 @@ def add_deform_resnet_config(cfg: CN) -> None:
     # How the weights of the layers that predict the offsets start: "zeros", or "kaiming_uniform",
     # as in the authors' code of Dynamic R-CNN.
     cfg.MODEL.RESNETS.DEFORM_OFFSET_INIT = "zeros"
+    # Where the deformable convolution is dilated, so is the one that computes its offsets. False
+    # leaves the latter undilated, as in the MXNet code of DeepLab.
+    cfg.MODEL.RESNETS.DEFORM_DILATED_OFFSET = True
 
 
 def add_deformable_config(cfg: CN) -> None:
@@ -99,6 +104,21 @@ def add_roi_pooling_config(cfg: CN) -> None:
         # whether all levels of a pyramid share these layers or each has its own.
         head.POOLER_FC_DIM = 1024
         head.POOLER_SHARE_LEVELS = True
+
+
+def add_deeplab_config(cfg: CN) -> None:
+    """
+    DeepLab (arXiv 1606.00915), beside the keys of detectron2's DeepLab project (such as
+    SOLVER.POLY_LR_POWER of the schedule WarmupPolyLR), which are added too. Of MODEL.SEM_SEG_HEAD
+    `DeepLabHead` reads IN_FEATURES, CONVS_DIM, NUM_CLASSES and IGNORE_VALUE.
+    """
+    add_detectron2_deeplab_config(cfg)
+    # Test on windows of [height, width] pixels that move over the image, after it was scaled. []
+    # takes the whole image at once.
+    cfg.TEST.WINDOW_SIZE = []
+    # Pixels from one window to the next, [down, right], not more than WINDOW_SIZE. The last ones
+    # end with the image.
+    cfg.TEST.WINDOW_STRIDE = []
 
 
 def add_box_head_config(cfg: CN) -> None:

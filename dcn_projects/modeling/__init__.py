@@ -9,7 +9,15 @@ from .backbone import (
 from .dynamic_training import DynamicTraining
 from .losses import DynamicSmoothL1
 from .matcher import DynamicMatcher
-from .meta_arch import RFCN, MimicRCNN, MXNetRCNN, build_deformable_model, meta_architecture
+from .meta_arch import (
+    RFCN,
+    DeepLab,
+    DeepLabHead,
+    MimicRCNN,
+    MXNetRCNN,
+    build_deformable_model,
+    meta_architecture,
+)
 from .modulated_pooler import ModulatedDeformROIPooler
 from .poolers import DeformROIPooler, MaxROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
@@ -24,9 +32,12 @@ from .roi_heads import (
     RFCNROIHeads,
     SoftNMSFastRCNNOutputLayers,
 )
+from .sem_seg_augmentation import SemSegTTA
 from .test_time_augmentation import MultiScaleTTA
 
 __all__ = [
+    "DeepLab",
+    "DeepLabHead",
     "DeformBottleneckBlock",
     "DeformROIHeads",
     "DeformROIPooler",
@@ -49,6 +60,7 @@ __all__ = [
     "OHEMROIHeads",
     "RFCN",
     "RFCNROIHeads",
+    "SemSegTTA",
     "SoftNMSFastRCNNOutputLayers",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",

@@ -69,6 +69,7 @@ class DeformBottleneckBlock(BottleneckBlock):
         deform_legacy_border: bool = False,
         deform_mask_scale: float = 1.0,
         deform_offset_init: str = "zeros",
+        deform_dilated_offset: bool = True,
     ):
         """
         Args:
@@ -79,6 +80,7 @@ class DeformBottleneckBlock(BottleneckBlock):
             deform_legacy_border: border rule of the 2017 operator, see `deform_conv`
             deform_offset_init: weights of the layer that predicts the offsets: "zeros" or
                 "kaiming_uniform"
+            deform_dilated_offset: dilate the convolution of the offsets as well
             others: as in detectron2's BottleneckBlock
         """
         super().__init__(
@@ -97,8 +99,11 @@ class DeformBottleneckBlock(BottleneckBlock):
         geometry = dict(
             kernel_size=3, stride=plain.stride, padding=plain.padding, dilation=plain.dilation
         )
+        undilated = {} if deform_dilated_offset else dict(padding=1, dilation=1)
         self.conv2_offset = Conv2d(
-            bottleneck_channels, (27 if deform_modulated else 18) * deform_num_groups, **geometry
+            bottleneck_channels,
+            (27 if deform_modulated else 18) * deform_num_groups,
+            **geometry | undilated,
         )
         _OFFSET_INITS[deform_offset_init](self.conv2_offset.weight)
         nn.init.zeros_(self.conv2_offset.bias)
@@ -201,6 +206,7 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
             deform_legacy_border=keys.DEFORM_LEGACY_BORDER,
             deform_mask_scale=keys.DEFORM_MASK_SCALE,
             deform_offset_init=keys.DEFORM_OFFSET_INIT,
+            deform_dilated_offset=keys.DEFORM_DILATED_OFFSET,
         )
         num_plain = num_blocks - _num_deformable(keys, i, num_blocks)
         blocks = []

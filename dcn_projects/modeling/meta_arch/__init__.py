@@ -1,9 +1,12 @@
+from .deeplab import DeepLab, DeepLabHead
 from .deformable import build_deformable_model, meta_architecture
 from .mimic_rcnn import MimicRCNN
 from .mxnet_rcnn import MXNetRCNN
 from .rfcn import RFCN, RFCNScoreMaps
 
 __all__ = [
+    "DeepLab",
+    "DeepLabHead",
     "MXNetRCNN",
     "MimicRCNN",
     "RFCN",
