@@ -1,6 +1,13 @@
-"""Metrics that detectron2's evaluators lack: AP at every IoU threshold from 0.50 to 0.95."""
+"""Metrics that detectron2 lacks: AP at every IoU threshold; IoU of classes from checked labels."""
 
+from .cityscapes_evaluation import CityscapesIoUEvaluator
 from .coco_evaluation import COCOThresholdEvaluator
 from .pascal_voc_evaluation import PascalVOCThresholdEvaluator
+from .sem_seg_evaluation import SemSegIoUEvaluator
 
-__all__ = ["COCOThresholdEvaluator", "PascalVOCThresholdEvaluator"]
+__all__ = [
+    "COCOThresholdEvaluator",
+    "CityscapesIoUEvaluator",
+    "PascalVOCThresholdEvaluator",
+    "SemSegIoUEvaluator",
+]
