@@ -20,18 +20,21 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, defaults
-from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN
+from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, SemanticSegmentor
 from detectron2.modeling.roi_heads import CascadeROIHeads
+from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from dcn_projects.checkpoint import check_weights, load_trained
 from dcn_projects.data import (
     CheckedDatasetMapper,
+    SemSegMapper,
     build_exact_train_loader,
     check_datasets,
     check_exact_resume,
     loading,
+    read_labels,
 )
 from dcn_projects.engine import (
     MetricPrinter,
@@ -42,9 +45,21 @@ from dcn_projects.engine import (
     read_config,
     weights_to_evaluate,
 )
-from dcn_projects.evaluation import COCOThresholdEvaluator, PascalVOCThresholdEvaluator
-from dcn_projects.modeling import RFCN, MultiScaleTTA, RFCNROIHeads, meta_architecture
+from dcn_projects.evaluation import (
+    CityscapesIoUEvaluator,
+    COCOThresholdEvaluator,
+    PascalVOCThresholdEvaluator,
+    SemSegIoUEvaluator,
+)
+from dcn_projects.modeling import (
+    RFCN,
+    MultiScaleTTA,
+    RFCNROIHeads,
+    SemSegTTA,
+    meta_architecture,
+)
 from dcn_projects.modeling.box_nms import soft_nms_options
+from dcn_projects.modeling.meta_arch.deeplab import window_options
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
 from dcn_projects.one_line import one_line
 from dcn_projects.solver import build_optimizer
@@ -54,7 +69,21 @@ from dcn_projects.solver import build_optimizer
 defaults.create_ddp_model = functools.partial(defaults.create_ddp_model, device_ids=None)
 
 # evaluator_type of a data set's metadata -> its evaluator
-EVALUATORS = {"coco": COCOThresholdEvaluator, "pascal_voc": PascalVOCThresholdEvaluator}
+EVALUATORS = {
+    "coco": COCOThresholdEvaluator,
+    "pascal_voc": PascalVOCThresholdEvaluator,
+    "sem_seg": functools.partial(SemSegIoUEvaluator, read_labels=read_labels),
+    "cityscapes_sem_seg": functools.partial(CityscapesIoUEvaluator, read_labels=read_labels),
+}
+
+
+def is_segmentor(cfg) -> bool:
+    """Whether the model tells the classes of pixels."""
+    return issubclass(meta_architecture(cfg), SemanticSegmentor)
+
+
+def mapper_class(cfg) -> type:
+    return SemSegMapper if is_segmentor(cfg) else CheckedDatasetMapper
 
 
 class Trainer(DefaultTrainer):
@@ -94,8 +123,12 @@ class Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
+    def build_lr_scheduler(cls, cfg, optimizer):
+        return build_lr_scheduler(cfg, optimizer)  # also knows WarmupPolyLR
+
+    @classmethod
     def build_train_loader(cls, cfg, first_iteration=0):
-        mapper = CheckedDatasetMapper(cfg, is_train=True)
+        mapper = mapper_class(cfg)(cfg, is_train=True)
         with loading(cfg.DATASETS.TRAIN):
             if cfg.DATALOADER.EXACT_RESUME:
                 loader = build_exact_train_loader(cfg, mapper, first_iteration)
@@ -106,9 +139,10 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
-        mapper = CheckedDatasetMapper(cfg, is_train=False)
-        if cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.MERGE == "raw":  # scales are made from the file
-            mapper = CheckedDatasetMapper(cfg, is_train=False, augmentations=[])
+        mapper = mapper_class(cfg)(cfg, is_train=False)
+        # Scales are made from the file.
+        if cfg.TEST.AUG.ENABLED and (is_segmentor(cfg) or cfg.TEST.AUG.MERGE == "raw"):
+            mapper = mapper_class(cfg)(cfg, is_train=False, augmentations=[])
         with loading([dataset_name]):
             loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
             check_classes(cfg, [dataset_name])
@@ -126,7 +160,7 @@ class Trainer(DefaultTrainer):
         results are also written to OUTPUT_DIR/results.json.
         """
         if cfg.TEST.AUG.ENABLED:
-            model = MultiScaleTTA(cfg, model)
+            model = (SemSegTTA if is_segmentor(cfg) else MultiScaleTTA)(cfg, model)
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as f:
@@ -160,10 +194,11 @@ def setup(args):
 
 def check_heads(cfg):
     """
-    Raises ValueError if the heads are not those of the model, or cannot do the NMS or the test-time
-    augmentation that the config asks for.
+    Raises ValueError if the heads are not those of the model, or cannot do the NMS, the windows or
+    the test-time augmentation that the config asks for.
     """
     soft_nms_options(cfg)
+    window_options(cfg)
     keys = cfg.MODEL.ROI_HEADS
     heads = ROI_HEADS_REGISTRY.get(keys.NAME)
     if issubclass(meta_architecture(cfg), RFCN) != issubclass(heads, RFCNROIHeads):
@@ -185,13 +220,19 @@ def check_heads(cfg):
 def check_classes(cfg, names):
     """Raises ValueError if a data set, as far as it is known, has other classes than the heads."""
     if issubclass(meta_architecture(cfg), GeneralizedRCNN):
-        for name in names:
-            classes = MetadataCatalog.get(name).get("thing_classes")
-            if classes is not None and len(classes) != cfg.MODEL.ROI_HEADS.NUM_CLASSES:
-                raise ValueError(
-                    f"MODEL.ROI_HEADS.NUM_CLASSES is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but data "
-                    f"set {name} has {len(classes)} classes"
-                )
+        head, kind = "ROI_HEADS", "thing_classes"
+    elif is_segmentor(cfg):
+        head, kind = "SEM_SEG_HEAD", "stuff_classes"
+    else:
+        return
+    expected = cfg.MODEL[head].NUM_CLASSES
+    for name in names:
+        classes = MetadataCatalog.get(name).get(kind)
+        if classes is not None and len(classes) != expected:
+            raise ValueError(
+                f"MODEL.{head}.NUM_CLASSES is {expected}, but data set {name} has {len(classes)} "
+                "classes"
+            )
 
 
 def check_files(cfg, args):

@@ -56,19 +56,26 @@ def reads(monkeypatch):
 
 @pytest.fixture
 def random_dataset(tmp_path):
-    """Registers four noise images with boxes of random classes; yields a function: K -> name."""
+    """
+    Registers four noise images with boxes and pixels of random classes; yields a function:
+    (K, kind of evaluator) -> name.
+    """
     names = []
 
-    def register(num_classes):
+    def register(num_classes, evaluator_type="coco"):
         rng = np.random.default_rng(0)
         records = []
         for i in range(4):
             path = tmp_path / f"{i}.png"
             Image.fromarray(rng.integers(0, 256, (192, 256, 3), dtype=np.uint8)).save(path)
+            labels = rng.integers(0, num_classes, (192, 256), dtype=np.uint8)
+            labels[:20] = 255
+            Image.fromarray(labels).save(tmp_path / f"{i}_labels.png")
             boxes = [[16, 16, 120, 140], [80, 40, 240, 180]]
             records.append(
                 dict(
                     file_name=str(path), image_id=i, height=192, width=256,
+                    sem_seg_file_name=str(tmp_path / f"{i}_labels.png"),
                     annotations=[
                         dict(bbox=box, bbox_mode=BoxMode.XYXY_ABS, iscrowd=0,
                              category_id=int(rng.integers(num_classes)),
@@ -81,7 +88,10 @@ def random_dataset(tmp_path):
         name = f"random_{tmp_path.name}"
         DatasetCatalog.register(name, lambda: records)
         MetadataCatalog.get(name).set(
-            thing_classes=[str(c) for c in range(num_classes)], evaluator_type="coco"
+            thing_classes=[str(c) for c in range(num_classes)],
+            stuff_classes=[str(c) for c in range(num_classes)],
+            ignore_label=255,
+            evaluator_type=evaluator_type,
         )
         names.append(name)
         return name
@@ -111,9 +121,15 @@ def test_config(path, tmp_path, random_dataset, reads):
     # The real network on images that are small, but hold the smallest anchor of VOC.
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
-    name = random_dataset(cfg.MODEL.ROI_HEADS.NUM_CLASSES)
+    if train_net.is_segmentor(cfg):
+        name, task = random_dataset(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "sem_seg"), "sem_seg"
+        cfg.INPUT.CROP.SIZE = [96, 128]
+        if cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":  # for GPUs only
+            cfg.MODEL.SEM_SEG_HEAD.NORM = "BN"
+    else:
+        name, task = random_dataset(cfg.MODEL.ROI_HEADS.NUM_CLASSES), "bbox"
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (name,), (name,)
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = [192], 192
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = [192], 96 if task == "sem_seg" else 192
     if path.parent.name in NARROW:
         make_narrow(cfg)
     cfg.TEST.AUG.SCALES = [[96, 144], [192, 288]] if cfg.TEST.AUG.SCALES else []
@@ -142,7 +158,7 @@ def test_config(path, tmp_path, random_dataset, reads):
     may_stand = ("bias", "norm.weight")
     assert all("offset" in n or n.endswith(may_stand) for n in unmoved), unmoved
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
-    assert "bbox" in trainer._last_eval_results
+    assert task in trainer._last_eval_results
 
     unread = []
     for *parents, key in yaml_keys(path):

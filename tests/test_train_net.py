@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
+from PIL import Image
 
 import train_net
+from dcn_projects.data.datasets.cityscapes import load_cityscapes_label_ids
 from dcn_projects.data.datasets.warped_digits import make_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -181,6 +184,7 @@ MISTAKES = {
         GAUSSIAN + " MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME StandardROIHeads",
         ["NMS_TYPE"],
     ),
+    "windows": ("TEST.WINDOW_SIZE [64]", ["TEST.WINDOW_SIZE", "[64]"]),
     "scales": (SCALES + " [480,576]", ["TEST.AUG.SCALES", "480"]),
     "augmentation of a cascade": (
         SCALES
@@ -277,6 +281,31 @@ def test_unreadable_image(workers, own_data, datasets, tmp_path):
     options = options_for(own_data(images=images), tmp_path / "out")
     options += ["DATALOADER.NUM_WORKERS", workers]
     check_message(error_of(*options), [str(images), "Replace the file"])
+
+
+@pytest.fixture
+def mistaken_labels(tmp_path):
+    """The name of a data set in the layout of Cityscapes, with labels that it does not have."""
+    make_dataset(tmp_path, "cityscapes", size=64, count_train=4, count_test=2)
+    for path in tmp_path.glob("gtFine/train/digits/*_labelIds.png"):
+        Image.fromarray(np.full((64, 64), 77, np.uint8)).save(path)
+    records = load_cityscapes_label_ids(f"{tmp_path}/leftImg8bit/train", f"{tmp_path}/gtFine/train")
+    name = f"labels_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).stuff_classes = [f"class {k}" for k in range(19)]
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_mistaken_labels(mistaken_labels, tmp_path):
+    """They are read in another process, whose error is one line, too."""
+    config = "configs/DeepLab/deeplab_R_14_digits.yaml"
+    options = [*options_for(mistaken_labels, tmp_path / "out"), "DATASETS.TEST", "()"]
+    error = error_of(*options, "DATALOADER.NUM_WORKERS", "1", config=config)
+    check_message(error, ["_labelIds.png has the label 77 at 4096 pixels, expected 0..33"])
+    error = error_of(*options, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "21", config=config)
+    check_message(error, ["SEM_SEG_HEAD.NUM_CLASSES is 21", mistaken_labels, "19 classes"])
 
 
 def test_missing_config_file():
