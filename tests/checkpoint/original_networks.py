@@ -1,6 +1,6 @@
 """
-The eight detectors of the MXNet repository as its symbols define them: names and shapes of their
-parameters, and what they compute, in float64.
+The eight detectors and two segmentors of the MXNet repository as its symbols define them: names and
+shapes of their parameters, and what they compute, in float64.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,18 @@ from torchvision.ops import roi_pool
 from tests.layers import reference
 
 # Parameters and statistics of batch normalisation of the published networks, plain and deformable.
-COUNTS = {"R-FCN": (324, 334), "Faster R-CNN": (328, 336), "FPN": (344, 362)}
+COUNTS = {
+    "R-FCN": (324, 334),
+    "Faster R-CNN": (328, 336),
+    "FPN": (344, 362),
+    "DeepLab": (317, 323),
+}
+
+
+def bilinear_kernel(classes: int) -> Tensor:
+    """Of the deconvolution of DeepLab, (classes, 1, 32, 32)."""
+    tent = 1 - (torch.arange(32) / 16 - 0.96875).abs()
+    return (tent[:, None] * tent).expand(classes, 1, 32, 32)
 
 
 @dataclass
@@ -22,7 +33,7 @@ class Original:
     Args:
         name: key of COUNTS
         deformable: with deformable convolutions and RoI pooling
-        classes: with the background, 21 or 81
+        classes: with the background, 21 or 81; DeepLab has 19 without and 21 with it
         anchors: per cell of the RPN
         units: blocks of res2..res5
         shrink: divides the channels of all layers
@@ -75,9 +86,14 @@ class Original:
         res4, res5, hidden, fc = (n // self.shrink for n in (1024, 2048, 512, 1024))
         narrow = 256 // self.shrink
         layers = {}
+        groups = 1 if self.name == "DeepLab" else 4
         for block in self.deformable_blocks():
             width = 16 * 2 ** int(block[0]) // self.shrink
-            layers[f"res{block}_branch2b_offset"] = (72, width, 3, 3)  # 4 groups, 9 taps, (y, x)
+            layers[f"res{block}_branch2b_offset"] = (groups * 18, width, 3, 3)  # 9 taps, (y, x)
+        if self.name == "DeepLab":
+            layers["fc6"] = (fc, res5, 1, 1)
+            layers["score"] = (self.classes, fc, 1, 1)
+            return layers
         if self.name == "FPN":
             for i in range(2, 6):
                 layers[f"fpn_p{i}_1x1"] = (narrow, 64 * 2**i // self.shrink, 1, 1)
@@ -110,6 +126,8 @@ class Original:
         shapes = self.resnet()
         for name, shape in self.layers().items():
             shapes |= {f"arg:{name}_weight": shape, f"arg:{name}_bias": shape[:1]}
+        if self.name == "DeepLab":
+            shapes["arg:upsampling_weight"] = (self.classes, 1, 32, 32)
         return shapes
 
     def run(self, arrays, image: Tensor, rois: Tensor) -> dict[str, list[Tensor] | Tensor]:
@@ -120,7 +138,8 @@ class Original:
             rois: (R, 5), far corners exclusive
         Returns:
             dict: per level "rpn_prob" (1, 2A, H, W), the background first, and "rpn_deltas"
-            (1, 4A, H, W); "cls_prob" (R, classes), the background first, "deltas" (R, boxes * 4)
+            (1, 4A, H, W); "cls_prob" (R, classes), the background first, "deltas" (R, boxes * 4).
+            Of DeepLab only "scores" (1, classes, H, W)
         """
         p = {n.split(":")[1]: torch.from_numpy(a).double() for n, a in arrays.items()}
 
@@ -139,7 +158,8 @@ class Original:
             y = F.relu(norm(bn + "2a", layer(res + "2a", x, stride=stride)))
             geometry = dict(padding=dilation, dilation=dilation)
             if name in self.deformable_blocks():
-                offset = layer(res + "2b_offset", y, **geometry)
+                undilated = dict(padding=1) if self.name == "DeepLab" else geometry
+                offset = layer(res + "2b_offset", y, **undilated)
                 y = reference.deform_conv(
                     y, offset, p[res + "2b_weight"], **geometry, legacy_border=True
                 )
@@ -159,6 +179,11 @@ class Original:
                 stride = 2 if i == 0 and stage > 2 and not dilated else 1
                 x = block(name, x, stride, 2 if dilated else 1)
             res[stage] = x
+
+        if self.name == "DeepLab":
+            x = layer("score", F.relu(layer("fc6", res[5])))
+            x = F.conv_transpose2d(x, p["upsampling_weight"], stride=16, groups=self.classes)
+            return {"scores": x[:, :, 8 : 8 + image.shape[2], 8 : 8 + image.shape[3]]}
 
         if self.name == "FPN":
             top, levels = 0, {}

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.checkpoint.original_networks import bilinear_kernel
+
 # The first pattern that is found in the name counts. ("bell", g): deviation g * sqrt(2 / fan_in);
-# ("uniform", low, high).
+# ("uniform", low, high); ("bilinear",): the kernel that upsamples DeepLab's scores.
 _RULES = [
+    (r"^upsampling_weight$", "bilinear"),
     (r"^bn.*_branch2c_gamma$", "uniform", 0.20, 0.30),
     (r"_gamma$", "uniform", 0.8, 1.2),
     (r"_beta$", "uniform", -0.2, 0.2),
@@ -25,6 +28,7 @@ _RULES = [
     (r"^rpn_bbox_pred_weight$", "bell", 0.025),
     (r"^rfcn_cls_weight$", "bell", 0.90),
     (r"^rfcn_bbox_weight$", "bell", 0.20),
+    (r"^score_weight$", "bell", 0.15),
     (r"_weight$", "bell", 1.0),
     (r"^(rpn_bbox_pred|rfcn_bbox)_bias$", "uniform", -0.05, 0.05),
     (r"_bias$", "uniform", -0.2, 0.2),
@@ -32,8 +36,10 @@ _RULES = [
 
 
 def make_array(name: str, shape) -> np.ndarray:
-    words = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(prod(shape))
     kind, *numbers = next(rule[1:] for rule in _RULES if re.search(rule[0], name))
+    if kind == "bilinear":
+        return bilinear_kernel(shape[0]).numpy().copy()
+    words = np.random.Philox(key=zlib.crc32(name.encode())).random_raw(prod(shape))
     if kind == "uniform":
         low, high = numbers
         values = low + (words >> np.uint64(11)).astype(np.float64) * 2.0**-53 * (high - low)

@@ -1,8 +1,9 @@
 """
-Whole networks: the configs of all detectors take exactly the parameters of the originals, and
+Whole networks: the configs of all models take exactly the parameters of the originals, and
 narrow ones of the same kind, converted, compute what the originals compute.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from detectron2.structures import Boxes, Instances
 from dcn_projects import add_dcn_config
 from dcn_projects.checkpoint import convert_weights
 from dcn_projects.checkpoint.mxnet import ModelOptions, convert_mxnet
-from tests.checkpoint.original_networks import COUNTS, Original
+from tests.checkpoint.original_networks import COUNTS, Original, bilinear_kernel
 from tests.checkpoint.params_writer import write_params
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FOLDERS = {"R-FCN": "R-FCN", "Faster-R-CNN": "Faster R-CNN", "FPN": "FPN"}
+FOLDERS = {"R-FCN": "R-FCN", "Faster-R-CNN": "Faster R-CNN", "FPN": "FPN", "DeepLab": "DeepLab"}
 LEAVES = [p for folder in FOLDERS for p in sorted((CONFIGS / folder).glob("*_R_101_*.yaml"))]
+DETECTORS = [leaf for leaf in LEAVES if leaf.parent.name != "DeepLab"]
+SEGMENTORS = [leaf for leaf in LEAVES if leaf.parent.name == "DeepLab"]
 NARROW = [
     *("MODEL.RESNETS.DEPTH", 14, "MODEL.RESNETS.STEM_OUT_CHANNELS", 4),
     *("MODEL.RESNETS.RES2_OUT_CHANNELS", 16, "MODEL.RESNETS.WIDTH_PER_GROUP", 4),
@@ -32,6 +35,7 @@ NARROW_HEADS = {
     "R-FCN": ["MODEL.RFCN.CONV_DIM", 64],
     "Faster R-CNN": ["MODEL.ROI_BOX_HEAD.REDUCED_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 64],
     "FPN": ["MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 64],
+    "DeepLab": ["MODEL.SEM_SEG_HEAD.CONVS_DIM", 64, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3],
 }
 
 
@@ -46,7 +50,7 @@ def make_cfg(config: Path, *opts):
 def original_of(leaf: Path) -> Original:
     """The network that a config stands for, as its name tells."""
     name = FOLDERS[leaf.parent.name]
-    classes = 21 if "voc" in leaf.name else 81
+    classes = 21 if "voc" in leaf.name else 19 if name == "DeepLab" else 81
     anchors = 3 if name == "FPN" else 15 if "_800" in leaf.name else 12 if classes == 81 else 9
     return Original(name, leaf.name.startswith("deformable"), classes, anchors)
 
@@ -69,6 +73,8 @@ def test_configs_take_the_parameters_of_the_originals(leaf):
         shapes = {name: tuple(p.shape) for name, p in build_model(cfg).state_dict().items()}
     # All of this size, in no memory.
     arrays = {n: np.broadcast_to(np.float32(0), s) for n, s in original.parameters().items()}
+    if original.name == "DeepLab":
+        arrays["arg:upsampling_weight"] = bilinear_kernel(original.classes).numpy()
     options = ModelOptions(False, 49, (1, 1, 1, 1), (1, 1, 1, 1))
     with pytest.raises(ValueError) as error:
         convert_mxnet(arrays | {"arg:unknown": np.zeros(1)}, shapes, options)
@@ -85,7 +91,9 @@ def random_arrays(shapes, seed=0):
     rng = np.random.default_rng(seed)
     arrays = {}
     for name, shape in shapes.items():
-        if name.endswith(("gamma", "moving_var")):
+        if name == "arg:upsampling_weight":
+            array = bilinear_kernel(shape[0]).numpy()
+        elif name.endswith(("gamma", "moving_var")):
             array = rng.uniform(0.5, 1.5, shape)
         elif name.endswith("weight"):
             array = rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))
@@ -128,27 +136,36 @@ def predict(model, picture):
     return logits, rpn_deltas, scores, deltas
 
 
-@pytest.mark.parametrize("input_format", ["BGR", "RGB"])
-@pytest.mark.parametrize("leaf", LEAVES, ids=lambda p: p.stem)
-def test_converted_networks_compute_the_same(leaf, input_format, picture, tmp_path):
+def convert(leaf, input_format, classes, tmp_path):
+    """A narrow model of a config, with the converted parameters of a narrow original, and these."""
     original = original_of(leaf)
-    name, anchors = original.name, original.anchors
-    opts = [*NARROW, *NARROW_HEADS[name], "INPUT.FORMAT", input_format]
+    opts = [*NARROW, *NARROW_HEADS[original.name], "INPUT.FORMAT", input_format]
     if input_format == "RGB":
         opts += ["MODEL.PIXEL_MEAN", [123.15, 115.90, 103.06]]
     cfg = make_cfg(leaf, *opts)
-    original = Original(name, original.deformable, 4, anchors, units=(1, 1, 1, 1), shrink=16)
+    original = replace(original, classes=classes, units=(1, 1, 1, 1), shrink=16)
     arrays = random_arrays(original.parameters())
     write_params(tmp_path / "net.params", arrays, "V1")
     model = build_model(cfg).eval()
     shapes = {n: tuple(p.shape) for n, p in model.state_dict().items()}
     convert_weights(tmp_path / "net.params", tmp_path / "net.pth", cfg, shapes)
     DetectionCheckpointer(model).load(str(tmp_path / "net.pth"))
+    return cfg, model, original, arrays
 
+
+def as_read(picture, input_format):
+    """The picture for a model, and for the original."""
     rgb = picture.flip(0)[None].double() - torch.tensor([123.15, 115.90, 103.06]).view(3, 1, 1)
+    return picture if input_format == "BGR" else picture.flip(0), rgb
+
+
+@pytest.mark.parametrize("input_format", ["BGR", "RGB"])
+@pytest.mark.parametrize("leaf", DETECTORS, ids=lambda p: p.stem)
+def test_converted_networks_compute_the_same(leaf, input_format, picture, tmp_path):
+    cfg, model, original, arrays = convert(leaf, input_format, 4, tmp_path)
+    seen, rgb = as_read(picture, input_format)
     with torch.no_grad():
         expected = original.run(arrays, rgb, ROIS.double())
-        seen = picture if input_format == "BGR" else picture.flip(0)
         logits, rpn_deltas, scores, deltas = predict(model, seen)
     for level, logit in enumerate(logits):
         prob = expected["rpn_prob"][level]
@@ -157,6 +174,18 @@ def test_converted_networks_compute_the_same(leaf, input_format, picture, tmp_pa
     assert_close(F.softmax(scores, dim=1).roll(1, dims=1), expected["cls_prob"])
     weights = torch.tensor(cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS).repeat(deltas.shape[1] // 4)
     assert_close(deltas / weights, expected["deltas"][:, 4:])
+
+
+@pytest.mark.parametrize("input_format", ["BGR", "RGB"])
+@pytest.mark.parametrize("size", [(96, 128), (97, 114)], ids=str)
+@pytest.mark.parametrize("leaf", SEGMENTORS, ids=lambda p: p.stem)
+def test_converted_segmentors_compute_the_same(leaf, input_format, size, picture, tmp_path):
+    _, model, original, arrays = convert(leaf, input_format, 3, tmp_path)
+    seen, rgb = as_read(picture[:, : size[0], : size[1]], input_format)
+    with torch.no_grad():
+        expected = original.run(arrays, rgb, None)["scores"]
+        (output,) = model([{"image": seen}])
+    assert_close(output["sem_seg"], expected[0])
 
 
 def assert_close(actual, expected):
