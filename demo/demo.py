@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """
-Draw what a model detects on images, folders of images and videos.
+Draw what a model detects, or the classes of pixels that it tells, on images, folders of images and
+videos.
 
     python demo/demo.py --config-file configs/R-FCN/deformable_rfcn_R_14_C5_digits.yaml \\
         --weights output/demo/model_final.pth --input datasets/digits_coco/test
@@ -19,6 +20,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import SemanticSegmentor
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
 
@@ -27,23 +30,27 @@ from dcn_projects.engine import build_predictor
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 SHORT_SIDE = 480  # of the drawn images in pixels, at least
+OPACITY = 0.6  # of the colours of classes
 TITLE_HEIGHT = 24  # of the line that names config and weights, in pixels
 
 
 class Drawer:
     """A model, and what draws its detections."""
 
-    def __init__(self, config_file: str, weights: str, opts: list[str], score_threshold: float):
-        self.name = f"{Path(config_file).stem}, {Path(weights).name}"
+    def __init__(self, name: str, predictor: DefaultPredictor, score_threshold: float):
+        self.name = name
         self.score_threshold = score_threshold
-        self.predictor = build_predictor(config_file, weights, opts)
-        datasets = self.predictor.cfg.DATASETS.TEST
+        self.predictor = predictor
+        datasets = predictor.cfg.DATASETS.TEST
         # A name that is not registered has metadata too, without class names.
         self.metadata = MetadataCatalog.get(datasets[0] if datasets else "without_class_names")
 
     def detect(self, image: np.ndarray):
         instances = self.predictor(image)["instances"].to("cpu")
         return instances[instances.scores >= self.score_threshold]
+
+    def describe(self, found) -> str:
+        return f"{len(found)} detections"
 
     def draw_image(self, image: np.ndarray, instances) -> np.ndarray:
         scale = max(1, SHORT_SIDE / min(image.shape[:2]))
@@ -58,6 +65,33 @@ class Drawer:
         rgb = np.ascontiguousarray(frame[:, :, ::-1])
         drawn = self.video_visualizer.draw_instance_predictions(rgb, instances)
         return drawn.get_image()[:, :, ::-1]
+
+
+class SegmentationDrawer(Drawer):
+    """A model that tells the class of every pixel, and what lays their colours over the image."""
+
+    def detect(self, image: np.ndarray):
+        return self.predictor(image)["sem_seg"].argmax(dim=0).to("cpu")
+
+    def describe(self, found) -> str:
+        return f"{len(found.unique())} classes"
+
+    def draw_image(self, image: np.ndarray, labels) -> np.ndarray:
+        scale = max(1, SHORT_SIDE / min(image.shape[:2]))
+        visualizer = Visualizer(image[:, :, ::-1], self.metadata, scale=scale)
+        return visualizer.draw_sem_seg(labels, alpha=OPACITY).get_image()[:, :, ::-1]
+
+    def draw_frame(self, frame: np.ndarray, labels) -> np.ndarray:
+        rgb = np.ascontiguousarray(frame[:, :, ::-1])
+        return self.video_visualizer.draw_sem_seg(rgb, labels).get_image()[:, :, ::-1]
+
+
+def build_drawer(config_file: str, weights: str, opts: list[str], score_threshold: float) -> Drawer:
+    predictor = build_predictor(config_file, weights, opts)
+    segmentor = isinstance(predictor.model, SemanticSegmentor)
+    drawer = SegmentationDrawer if segmentor else Drawer
+    name = f"{Path(config_file).stem}, {Path(weights).name}"
+    return drawer(name, predictor, score_threshold)
 
 
 def side_by_side(pictures: list[np.ndarray], names: list[str]) -> np.ndarray:
@@ -83,8 +117,8 @@ def draw_image(drawers: list[Drawer], source: Path, target: Path):
     pictures = [d.draw_image(image, f) for d, f in zip(drawers, found)]
     if not cv2.imwrite(str(target), side_by_side(pictures, [d.name for d in drawers])):
         raise OSError(f"{target} cannot be written")
-    counts = " and ".join(str(len(f)) for f in found)
-    print(f"{source}: {counts} detections in {seconds:.2f} s -> {target}")
+    counts = " and ".join(d.describe(f) for d, f in zip(drawers, found))
+    print(f"{source}: {counts} in {seconds:.2f} s -> {target}")
 
 
 def draw_video(drawers: list[Drawer], source: Path, target: Path):
@@ -149,7 +183,7 @@ def main(args):
         )
     paths = find_inputs(args.input)
     drawers = [
-        Drawer(config_file, weights, args.opts, args.score_threshold)
+        build_drawer(config_file, weights, args.opts, args.score_threshold)
         for config_file, weights in zip(args.config_file, args.weights)
     ]
     args.output.mkdir(parents=True, exist_ok=True)

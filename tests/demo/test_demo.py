@@ -3,6 +3,11 @@
 import cv2
 import numpy as np
 import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from dcn_projects import add_dcn_config
 
 DEMO = "demo/demo.py"
 
@@ -63,10 +68,51 @@ def test_folder(run, folder, tmp_path):
 
 def test_side_by_side(run, folder, tmp_path):
     code, text = run(folder / "a.jpg", models=2)
-    assert code == 0 and "5 and 5 detections" in text
+    assert code == 0 and "5 detections and 5 detections in" in text
     drawn = cv2.imread(str(tmp_path / "out/a.png"))
     assert drawn.shape == (480 + 24, 2 * 640, 3)
     assert drawn[:24].min() < 100 < drawn[:24].mean()  # names, black on white
+
+
+SEGMENTORS = ["configs/DeepLab/deeplab_R_14_digits.yaml"]
+SEGMENTORS.append("configs/DeepLab/deformable_deeplab_R_14_digits.yaml")
+ROAD = (128, 64, 128)  # BGR and RGB, as it happens
+
+
+@pytest.fixture
+def run_segmentors(run_program, tmp_path):
+    """Models that take everything for road."""
+
+    def run(source):
+        weights = []
+        for config in SEGMENTORS:
+            cfg = get_cfg()
+            add_dcn_config(cfg)
+            cfg.merge_from_file(config)
+            cfg.MODEL.DEVICE = "cpu"
+            model = build_model(cfg)
+            torch.nn.init.constant_(model.sem_seg_head.score.bias[:1], 1e6)
+            weights.append(tmp_path / f"{len(weights)}.pth")
+            torch.save({"model": model.state_dict()}, weights[-1])
+        return run_program(
+            *(DEMO, "--config-file", *SEGMENTORS, "--weights", *weights, "--input", source),
+            *("--output", tmp_path / "out", "--opts", "INPUT.MIN_SIZE_TEST", 64),
+        )
+
+    return run
+
+
+def test_segmentors_side_by_side(run_segmentors, folder, video, tmp_path):
+    code, text = run_segmentors(folder / "a.jpg")
+    assert code == 0 and "1 classes and 1 classes in" in text, text
+    drawn = cv2.imread(str(tmp_path / "out/a.png"))
+    assert drawn.shape == (480 + 24, 2 * 640, 3)
+    plain = cv2.resize(cv2.imread(str(folder / "a.jpg")), (640, 480))
+    for overlay in (drawn[24:, :640], drawn[24:, 640:]):
+        expected = 0.6 * np.array(ROAD) + 0.4 * plain.mean(axis=(0, 1))
+        np.testing.assert_allclose(np.median(overlay, axis=(0, 1)), expected, atol=8)
+    code, text = run_segmentors(video)
+    assert code == 0 and len(frames(tmp_path / "out/clip.mp4")[0]) == 3
 
 
 def frames(path):
