@@ -1,6 +1,7 @@
 """
-Inference of each deformable detector beside its plain one, with random weights, on an image of
-noise: the time of a whole model, from the image on the device to its detections.
+Inference of each deformable model beside its plain one, with random weights, on an image of noise:
+the time of a whole model, from the image on the device to its results, and on a GPU the memory of
+DeepLab. On the CPU memory differs more from run to run than between the models.
 """
 
 import sys
@@ -24,8 +25,19 @@ PAIRS = {
 QUICK_PAIRS = {
     "R-FCN": ("R-FCN/deformable_rfcn_R_14_C5_digits", "R-FCN/deformable_rfcn_R_14_C5_digits"),
 }
+SEGMENTORS = {
+    "DeepLab": (
+        "DeepLab/deeplab_R_101_cityscapes",
+        "DeepLab/deformable_deeplab_R_101_cityscapes",
+    ),
+}
+QUICK_SEGMENTORS = {
+    "DeepLab": ("DeepLab/deeplab_R_14_digits", "DeepLab/deformable_deeplab_R_14_digits"),
+}
+SEGMENTOR_SIZE = {"cpu": (512, 1024), "cuda": (1024, 2048)}
 # Of deformable / plain.
-MUST = {"R-FCN": {"cpu": 1.35, "cuda": 1.10}}
+MUST = {"R-FCN": {"cpu": 1.35, "cuda": 1.10}, "DeepLab": {"cpu": 1.35, "cuda": 1.05}}
+MUST_MEMORY = 1.10
 
 
 def inference(config: str, image: torch.Tensor, device: str) -> measure.Call:
@@ -59,13 +71,32 @@ def models_table(report, pairs: dict[str, tuple[str, str]], size: tuple[int, int
             add(name, *row, must)
 
 
+def peak_megabytes(config: str, image: torch.Tensor, args) -> float:
+    call = inference(config, image, args.device)
+    return measure.peak_bytes(lambda: call()[0].values(), args) / 2**20
+
+
+def memory_table(report, pairs: dict[str, tuple[str, str]], size: tuple[int, int], args):
+    columns = ["model", "MB, plain", "MB, deformable", "deformable / plain", "must"]
+    note = f"Beside weights, image and result, of one image of {size[0]} x {size[1]}."
+    with report.table("Peak memory of inference", columns, note) as add:
+        image = torch.randint(256, (3, *size), dtype=torch.uint8)
+        for name, configs in pairs.items():
+            plain, deformable = (peak_megabytes(config, image, args) for config in configs)
+            add(name, plain, deformable, deformable / plain, MUST_MEMORY)
+
+
 def main() -> bool:
     args = measure.parse_args(__doc__)
     report = measure.Report("models", args)
     if args.quick:
-        models_table(report, QUICK_PAIRS, (96, 128), args)
+        detectors, segmentors, sizes = QUICK_PAIRS, QUICK_SEGMENTORS, [(96, 128)] * 2
     else:
-        models_table(report, PAIRS, (600, 1000), args)
+        detectors, segmentors, sizes = PAIRS, SEGMENTORS, [(600, 1000), SEGMENTOR_SIZE[args.device]]
+    models_table(report, detectors, sizes[0], args)
+    models_table(report, segmentors, sizes[1], args)
+    if args.device == "cuda":
+        memory_table(report, segmentors, sizes[1], args)
     return report.failed
 
 
