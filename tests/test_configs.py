@@ -177,6 +177,7 @@ def test_config(path, tmp_path, random_dataset, reads):
 def test_views_are_made_from_the_file(enabled, merge, size, random_dataset):
     cfg = get_cfg()
     add_dcn_config(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
     cfg.INPUT.MIN_SIZE_TEST = 96
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MERGE = enabled, merge
