@@ -166,7 +166,10 @@ MISTAKES = {
     "key without value": ("SOLVER.BASE_LR", ["odd length"]),
     "unknown data set": ("DATASETS.TRAIN ('digits_coco_trian',)", ["digits_coco_trian"]),
     "nothing to train on": ("DATASETS.TRAIN ()", ["DATASETS.TRAIN is empty"]),
-    "no data to evaluate": ("--eval-only DATASETS.TEST ()", ["DATASETS.TEST is empty"]),
+    "no data to evaluate": (
+        "--eval-only MODEL.WEIGHTS a.pth DATASETS.TEST ()",
+        ["DATASETS.TEST is empty"],
+    ),
     "nothing to evaluate": ("--eval-only", ["MODEL.WEIGHTS is empty"]),
     "depth": ("MODEL.RESNETS.DEPTH 51", ["MODEL.RESNETS.DEPTH is 51"]),
     "no such heads": ("MODEL.ROI_HEADS.NAME Heads", ["'Heads'", "ROI_HEADS"]),
