@@ -407,7 +407,21 @@ def test_one_process_is_as_without_sync():
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_another_number_of_processes(two_processes, tmp_path, caplog):
+@pytest.fixture
+def warned():
+    """Messages of warnings, also where a program has set up the loggers."""
+    messages = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in ("fvcore", "dcn_projects")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield messages
+    for logger in loggers:
+        logger.removeHandler(handler)
+
+
+def test_another_number_of_processes(two_processes, tmp_path, warned):
     """Threshold and beta go on, the window is left out."""
     model = nn.ModuleDict({"dynamic": make_dynamic()})
     saved = {f"dynamic.{k}": v for k, v in two_processes[0]["together"][0].items()}
@@ -415,12 +429,12 @@ def test_another_number_of_processes(two_processes, tmp_path, caplog):
     Checkpointer(model).load(str(tmp_path / "two.pth"))
     assert numbers(model["dynamic"]) == two_processes[0]["together"][1]
     assert (model["dynamic"].window == ABSENT).all()
-    (warning,) = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    (warning,) = warned
     assert "dynamic.window" in warning
     load_trained(model, str(tmp_path / "two.pth"))  # this is not another model
 
 
-def test_checkpoints_of_other_models(tmp_path, caplog):
+def test_checkpoints_of_other_models(tmp_path, warned):
     """Weights of the same heads without the state load with one warning, and it starts anew."""
     heads, *_ = make_heads(make_cfg())
     plain, *_ = make_heads(make_ohem_cfg("OHEMROIHeads"))
@@ -432,7 +446,7 @@ def test_checkpoints_of_other_models(tmp_path, caplog):
     Checkpointer(heads).load(str(tmp_path / "plain.pth"))
     assert_close(dict(heads.named_parameters()), dict(plain.named_parameters()))
     assert numbers(heads.dynamic) == (0.4, 1.0) and (heads.dynamic.window == ABSENT).all()
-    (warning,) = [r.message for r in caplog.records if r.levelno >= logging.WARNING]
+    (warning,) = warned
     assert "no state of Dynamic R-CNN" in warning and "0.4" in warning
 
 
