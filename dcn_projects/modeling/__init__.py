@@ -5,6 +5,7 @@ from .backbone import (
     build_deform_resnet_fpn_backbone,
     build_deform_retinanet_resnet_fpn_backbone,
     build_mxnet_resnet_fpn_backbone,
+    build_tensorpack_resnet_fpn_backbone,
 )
 from .dynamic_training import DynamicTraining
 from .losses import DynamicSmoothL1
@@ -31,6 +32,8 @@ from .roi_heads import (
     OHEMROIHeads,
     RFCNROIHeads,
     SoftNMSFastRCNNOutputLayers,
+    TensorpackBoxHead,
+    TensorpackMaskHead,
 )
 from .sem_seg_augmentation import SemSegTTA
 from .test_time_augmentation import MultiScaleTTA
@@ -62,10 +65,13 @@ __all__ = [
     "RFCNROIHeads",
     "SemSegTTA",
     "SoftNMSFastRCNNOutputLayers",
+    "TensorpackBoxHead",
+    "TensorpackMaskHead",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "build_deform_retinanet_resnet_fpn_backbone",
     "build_deformable_model",
     "build_mxnet_resnet_fpn_backbone",
+    "build_tensorpack_resnet_fpn_backbone",
     "meta_architecture",
 ]

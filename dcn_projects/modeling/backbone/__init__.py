@@ -6,6 +6,7 @@ from .deform_resnet import (
     build_deform_retinanet_resnet_fpn_backbone,
 )
 from .mxnet_fpn import LastLevelP6, build_mxnet_resnet_fpn_backbone
+from .tensorpack_fpn import build_tensorpack_resnet_fpn_backbone
 
 __all__ = [
     "CeilPoolStem",
@@ -15,4 +16,5 @@ __all__ = [
     "build_deform_resnet_fpn_backbone",
     "build_deform_retinanet_resnet_fpn_backbone",
     "build_mxnet_resnet_fpn_backbone",
+    "build_tensorpack_resnet_fpn_backbone",
 ]

@@ -5,6 +5,7 @@ from .fast_rcnn import SoftNMSFastRCNNOutputLayers
 from .mxnet_heads import MXNetOutputLayers, MXNetROIHeads
 from .ohem import OHEMFastRCNNOutputLayers, OHEMROIHeads
 from .rfcn import RFCNROIHeads
+from .tensorpack_heads import TensorpackBoxHead, TensorpackMaskHead
 
 __all__ = [
     "DeformROIHeads",
@@ -17,4 +18,6 @@ __all__ = [
     "OHEMROIHeads",
     "RFCNROIHeads",
     "SoftNMSFastRCNNOutputLayers",
+    "TensorpackBoxHead",
+    "TensorpackMaskHead",
 ]
