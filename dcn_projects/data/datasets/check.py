@@ -68,6 +68,27 @@ def loading(names: Iterable[str]):
         raise OSError(f"data set {', '.join(names)}: {what}") from e
 
 
+def check_masks(names: Iterable[str]):
+    """
+    Args:
+        names: of registered data sets to evaluate masks on. Only those in the COCO format are
+            looked at, as masks are evaluated on no others
+    Raises:
+        OSError: if annotations cannot be read, or have objects without masks
+    """
+    for name in names:
+        path = MetadataCatalog.get(name).get("json_file")
+        if not path:
+            continue
+        with PathManager.open(path) as f, loading([name]):
+            objects = dict(json.load(f)).get("annotations", ())
+        if any("bbox" in entry and not entry.get("segmentation") for entry in objects):
+            raise OSError(
+                f"data set {name}: {path} has objects without masks. Take data with masks, or "
+                "MODEL.MASK_ON False to evaluate boxes only."
+            )
+
+
 def _remedy(name: str, path: str) -> str:
     if name.startswith("digits_"):
         hard = " --hard" if "_hard_" in name else ""
