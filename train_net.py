@@ -5,6 +5,8 @@ Train and evaluate the models of this project.
     python train_net.py --config-file configs/R-FCN/deformable_rfcn_R_101_C5_voc.yaml --num-gpus 4
     python train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
     python train_net.py --config-file ... --eval-only    # or --eval-iter 5000: of OUTPUT_DIR
+    python train_net.py --config-file ... --load model_final.pth --evaluate detections.json
+    python train_net.py --config-file ... --load model_final.pth --predict a.jpg b.jpg
     torchrun --nproc-per-node 2 train_net.py --config-file ...
 """
 
@@ -19,7 +21,7 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
-from detectron2.engine import DefaultTrainer, default_argument_parser, default_setup, defaults
+from detectron2.engine import DefaultTrainer, default_setup, defaults
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, SemanticSegmentor
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.projects.deeplab import build_lr_scheduler
@@ -33,6 +35,7 @@ from dcn_projects.data import (
     build_exact_train_loader,
     check_datasets,
     check_exact_resume,
+    check_masks,
     loading,
     read_labels,
 )
@@ -40,8 +43,9 @@ from dcn_projects.engine import (
     MetricPrinter,
     OffsetStatistics,
     launch,
-    mirrored_output_dir,
     one_line_errors,
+    option_pairs,
+    parse_arguments,
     read_config,
     weights_to_evaluate,
 )
@@ -50,6 +54,8 @@ from dcn_projects.evaluation import (
     COCOThresholdEvaluator,
     PascalVOCThresholdEvaluator,
     SemSegIoUEvaluator,
+    copy_detections,
+    inference_folder,
 )
 from dcn_projects.modeling import (
     RFCN,
@@ -151,7 +157,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
         evaluator = EVALUATORS[MetadataCatalog.get(dataset_name).evaluator_type]
-        return evaluator(dataset_name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
+        return evaluator(dataset_name, output_dir=inference_folder(cfg, dataset_name))
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):
@@ -175,10 +181,9 @@ def setup(args):
     """
     try:
         cfg = read_config(args.config_file, args.opts)
-        if args.eval_only:
-            iteration = getattr(args, "eval_iter", None)  # not of detectron2's own parser
-            given = "MODEL.WEIGHTS" in args.opts
-            cfg.MODEL.WEIGHTS = weights_to_evaluate(cfg, iteration, given)
+        if args.eval_only or args.predict:
+            given = "MODEL.WEIGHTS" in dict(option_pairs(args.opts))
+            cfg.MODEL.WEIGHTS = weights_to_evaluate(cfg, args.eval_iter, given)
         if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
             print(f"No GPU: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}.")
             cfg.MODEL.DEVICE = "cpu"
@@ -237,6 +242,10 @@ def check_classes(cfg, names):
 
 def check_files(cfg, args):
     """Raises OSError or ValueError if data or weights cannot be used."""
+    if args.predict:
+        if is_segmentor(cfg):
+            raise ValueError("--predict draws objects; for classes of pixels take demo/demo.py")
+        return check_weights(cfg.MODEL.WEIGHTS)
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
     key = "TEST" if args.eval_only else "TRAIN"
     if not cfg.DATASETS[key]:
@@ -244,8 +253,13 @@ def check_files(cfg, args):
     check_datasets(names)
     check_classes(cfg, names)
     for name in cfg.DATASETS.TEST:
-        if MetadataCatalog.get(name).get("evaluator_type") not in EVALUATORS:
+        evaluator = MetadataCatalog.get(name).get("evaluator_type")
+        if evaluator not in EVALUATORS:
             raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
+        if args.evaluate and evaluator != "coco":
+            raise ValueError(f"--evaluate: {name} is not evaluated as COCO is. Take --eval-only")
+    if cfg.MODEL.MASK_ON and not is_segmentor(cfg):
+        check_masks(cfg.DATASETS.TEST)
     path, told_by = weights_to_load(cfg, args)
     check_weights(path, told_by)
 
@@ -276,6 +290,11 @@ def prepare(cfg, args):
 def main(args):
     cfg = setup(args)
     try:
+        if args.predict:
+            from dcn_projects.engine.prediction import predict_images  # needs OpenCV
+
+            with one_line_errors(args.config_file):
+                return predict_images(cfg, args.predict, args.confidence)
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="dcn_projects")
         with one_line_errors(args.config_file):
@@ -283,7 +302,10 @@ def main(args):
     except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")
     try:
-        return run()
+        results = run()
+        if args.evaluate and comm.is_main_process():
+            copy_detections(cfg, args.evaluate)
+        return results
     except FloatingPointError as e:
         sys.exit(
             f"error: {one_line(e)} Lower SOLVER.BASE_LR, or look into MODEL.WEIGHTS and the data."
@@ -294,32 +316,7 @@ def main(args):
         sys.exit("error: " + str(e).strip().splitlines()[-1].removeprefix("OSError: "))
 
 
-def parse_args():
-    parser = default_argument_parser()
-    parser.add_argument(
-        "--eval-iter",
-        "-i",
-        type=int,
-        metavar="N",
-        help="evaluate the checkpoint in OUTPUT_DIR after N iterations; --eval-only without this "
-        "and without MODEL.WEIGHTS takes the last one",
-    )
-    parser.add_argument(
-        "--output-root",
-        metavar="FOLDER",
-        help="OUTPUT_DIR is the config's path below configs/, in this folder",
-    )
-    args = parser.parse_args()
-    if not args.config_file:
-        parser.error("--config-file is missing: name one of configs/*/*.yaml")
-    args.eval_only |= args.eval_iter is not None
-    if args.output_root:  # an OUTPUT_DIR on the command line comes later, and counts
-        output_dir = mirrored_output_dir(args.output_root, args.config_file)
-        args.opts = ["OUTPUT_DIR", output_dir, *args.opts]
-    return args
-
-
 if __name__ == "__main__":
-    args = parse_args()
+    args = parse_arguments()
     setup(args)  # so that a mistake is told once, not by each of the processes to come
     launch(main, args)

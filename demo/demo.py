@@ -19,7 +19,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import SemanticSegmentor
 from detectron2.utils.video_visualizer import VideoVisualizer
@@ -27,6 +26,8 @@ from detectron2.utils.visualizer import Visualizer
 
 from dcn_projects.data import list_images, read_bgr_image
 from dcn_projects.engine import build_predictor
+from dcn_projects.engine.prediction import detect
+from dcn_projects.vis import class_metadata, draw_detections
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 SHORT_SIDE = 480  # of the drawn images in pixels, at least
@@ -41,21 +42,17 @@ class Drawer:
         self.name = name
         self.score_threshold = score_threshold
         self.predictor = predictor
-        datasets = predictor.cfg.DATASETS.TEST
-        # A name that is not registered has metadata too, without class names.
-        self.metadata = MetadataCatalog.get(datasets[0] if datasets else "without_class_names")
+        self.metadata = class_metadata(predictor.cfg)
 
     def detect(self, image: np.ndarray):
-        instances = self.predictor(image)["instances"].to("cpu")
-        return instances[instances.scores >= self.score_threshold]
+        return detect(self.predictor, image, self.score_threshold)
 
     def describe(self, found) -> str:
         return f"{len(found)} detections"
 
     def draw_image(self, image: np.ndarray, instances) -> np.ndarray:
         scale = max(1, SHORT_SIDE / min(image.shape[:2]))
-        visualizer = Visualizer(image[:, :, ::-1], self.metadata, scale=scale)
-        return visualizer.draw_instance_predictions(instances).get_image()[:, :, ::-1]
+        return draw_detections(image, instances, self.metadata, scale)
 
     def start_video(self):
         """Colours stay with the objects from frame to frame."""

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import DefaultPredictor, HookBase, default_argument_parser, default_setup
+from detectron2.engine import DefaultPredictor, HookBase, default_setup
 from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.utils.visualizer import Visualizer
 
@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import train_net  # noqa: E402
 from dcn_projects.data import check_datasets  # noqa: E402
+from dcn_projects.engine import parse_arguments  # noqa: E402
 from dcn_projects.vis import (  # noqa: E402
     draw_deformed_bins,
     draw_sampling_locations,
@@ -120,9 +121,7 @@ def draw_where_it_looks(predictor, image) -> np.ndarray:
 
 
 def main():
-    args = default_argument_parser().parse_args(
-        ["--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)]
-    )
+    args = parse_arguments(["--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)])
     cfg = train_net.setup(args)
     check_datasets(cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
     train(cfg, args)

@@ -77,7 +77,7 @@ class Trainer(train_net.Trainer):
                 json.dump({"sums": sums, "ranks": ranks}, f)
 
 train_net.Trainer = Trainer
-train_net.launch(train_net.main, train_net.default_argument_parser().parse_args())
+train_net.launch(train_net.main, train_net.parse_arguments())
 """
 
 
@@ -145,7 +145,7 @@ def error_of(*args, config=CONFIG):
     """What the program says at the end of a run in this process."""
     flags = [a for a in args if a.startswith("--")]
     args = [*flags, "--config-file", config, *(a for a in args if a not in flags)]
-    args = train_net.default_argument_parser().parse_args(args)
+    args = train_net.parse_arguments(args)
     with pytest.raises(SystemExit) as e:
         train_net.setup(args)
         train_net.main(args)
@@ -163,7 +163,7 @@ SCALES = "TEST.AUG.ENABLED True TEST.AUG.SCALES"
 MISTAKES = {
     "unknown key": ("MODEL.RFCM.GAMMA 0.1", ["MODEL.RFCM"]),
     "wrong type": ("SOLVER.BASE_LR fast", ["SOLVER.BASE_LR"]),
-    "key without value": ("SOLVER.BASE_LR", ["odd length"]),
+    "key without value": ("SOLVER.BASE_LR", ["SOLVER.BASE_LR has no value"]),
     "unknown data set": ("DATASETS.TRAIN ('digits_coco_trian',)", ["digits_coco_trian"]),
     "nothing to train on": ("DATASETS.TRAIN ()", ["DATASETS.TRAIN is empty"]),
     "no data to evaluate": (

@@ -31,8 +31,8 @@ def check_weights(path: str, told_by: str = "MODEL.WEIGHTS") -> None:
             ) from e
     if not PathManager.isfile(path):
         raise FileNotFoundError(
-            f"{told_by}: {path} does not exist. Give the path of a checkpoint, "
-            "or '' to start from random weights."
+            f"{told_by}: {path} does not exist. Give the path of a checkpoint, '' to start from "
+            "random weights, or make one for the config with tools/convert_weights.py."
         )
     if damage := _damage(path):
         raise OSError(f"{told_by}: {path} {damage}.")

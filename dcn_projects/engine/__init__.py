@@ -1,17 +1,22 @@
+from .arguments import parse_arguments
 from .checkpoints import mirrored_output_dir, weights_to_evaluate
 from .config import one_line_errors, read_config
 from .launch import launch
 from .metric_printer import MetricPrinter
 from .offset_statistics import OffsetStatistics
-from .predictor import build_predictor
+from .options import option_pairs
+from .predictor import build_predictor, load_predictor
 
 __all__ = [
     "MetricPrinter",
     "OffsetStatistics",
     "build_predictor",
     "launch",
+    "load_predictor",
     "mirrored_output_dir",
     "one_line_errors",
+    "option_pairs",
+    "parse_arguments",
     "read_config",
     "weights_to_evaluate",
 ]

@@ -7,6 +7,8 @@ from detectron2.config import CfgNode, get_cfg
 from dcn_projects.config import add_dcn_config
 from dcn_projects.one_line import one_line
 
+from .options import merge_options
+
 __all__ = ["one_line_errors", "read_config"]
 
 
@@ -26,7 +28,7 @@ def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:
     """
     Args:
         config_file: one of configs/*/*.yaml
-        opts: KEY VALUE pairs that override it
+        opts: options that override it, see `merge_options`
     Returns:
         CfgNode: all keys of detectron2 and of this project
     Raises:
@@ -38,11 +40,11 @@ def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:
     with one_line_errors(config_file):
         try:
             cfg.merge_from_file(config_file)
-            cfg.merge_from_list(list(opts))
         except RecursionError:
             raise ValueError("by its _BASE_ it is, in the end, its own base") from None
         except (AttributeError, TypeError) as e:  # detectron2 looks for keys in something else
             raise ValueError(
                 "the file, its _BASE_, or a section that it sets, holds no 'KEY: value' pairs"
             ) from e
+        merge_options(cfg, opts)
     return cfg

@@ -1,13 +1,14 @@
 import logging
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 
 from dcn_projects.checkpoint import check_weights, load_trained
 
 from .config import one_line_errors, read_config
 
-__all__ = ["build_predictor"]
+__all__ = ["build_predictor", "load_predictor"]
 
 
 def build_predictor(config_file: str, weights: str, opts=()) -> DefaultPredictor:
@@ -15,7 +16,7 @@ def build_predictor(config_file: str, weights: str, opts=()) -> DefaultPredictor
     Args:
         config_file: one of configs/*/*.yaml
         weights: checkpoint of its model
-        opts: KEY VALUE pairs that override the config
+        opts: options that override the config, KEY VALUE or KEY=VALUE
     Returns:
         DefaultPredictor: on the CPU where there is no GPU
     Raises:
@@ -29,9 +30,23 @@ def build_predictor(config_file: str, weights: str, opts=()) -> DefaultPredictor
     if not weights:
         raise ValueError("The path of the weights is empty: name a checkpoint.")
     check_weights(weights, told_by="weights")
-    cfg.MODEL.WEIGHTS = ""  # detectron2 would leave out what does not fit
+    cfg.MODEL.WEIGHTS = str(weights)
     with one_line_errors(config_file):
-        predictor = DefaultPredictor(cfg)
-        load_trained(predictor.model, str(weights))
-    predictor.cfg.MODEL.WEIGHTS = str(weights)
+        return load_predictor(cfg)
+
+
+def load_predictor(cfg: CfgNode) -> DefaultPredictor:
+    """
+    Returns:
+        DefaultPredictor: with MODEL.WEIGHTS, all of them
+    Raises:
+        OSError, ValueError: if they cannot be read, or are not those of the model
+    """
+    weights = cfg.MODEL.WEIGHTS
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = ""  # detectron2 would leave out what does not fit
+    predictor = DefaultPredictor(cfg)
+    load_trained(predictor.model, weights)
+    predictor.cfg.MODEL.WEIGHTS = weights
     return predictor

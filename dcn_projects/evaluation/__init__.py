@@ -2,6 +2,7 @@
 
 from .cityscapes_evaluation import CityscapesIoUEvaluator
 from .coco_evaluation import COCOThresholdEvaluator
+from .detections import copy_detections, inference_folder
 from .pascal_voc_evaluation import PascalVOCThresholdEvaluator
 from .sem_seg_evaluation import SemSegIoUEvaluator
 
@@ -10,4 +11,6 @@ __all__ = [
     "CityscapesIoUEvaluator",
     "PascalVOCThresholdEvaluator",
     "SemSegIoUEvaluator",
+    "copy_detections",
+    "inference_folder",
 ]

@@ -28,7 +28,7 @@ def setup(monkeypatch, folder):
         opts = ["SOLVER.MAX_ITER", "12", "OUTPUT_DIR", str(output_dir)]
         program = ["train_net.py", "--config-file", CONFIG]
         monkeypatch.setattr(sys, "argv", [*program, *arguments, *opts])
-        return train_net.setup(train_net.parse_args())
+        return train_net.setup(train_net.parse_arguments())
 
     return setup
 
@@ -86,6 +86,6 @@ def test_output_root(monkeypatch, setup, folder):
     monkeypatch.setattr(
         sys, "argv", ["train_net.py", "--config-file", CONFIG, "--output-root", "out"]
     )
-    cfg = train_net.setup(train_net.parse_args())
+    cfg = train_net.setup(train_net.parse_arguments())
     assert cfg.OUTPUT_DIR == "out/Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits"
     assert setup("--output-root", "out").OUTPUT_DIR == str(folder)  # that on the command line

@@ -55,7 +55,7 @@ def run(arguments, kill_after):
     if child == 0:
         torch.set_num_threads(1)
         sys.argv = ["train_net.py", *arguments]
-        train_net.main(train_net.parse_args())
+        train_net.main(train_net.parse_arguments())
         os._exit(0)
     while kill_after is not None and kill_after not in iterations():
         time.sleep(0.002)

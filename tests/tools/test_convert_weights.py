@@ -138,7 +138,7 @@ def test_mistakes(run_tool, source, tmp_path):
     assert "No such file" in fails(source, tmp_path / "nowhere" / "model.pkl", *config)
     assert "PIXEL_STD" in fails(source, output, *config, "MODEL.PIXEL_STD", "[57.0, 57.0, 58.0]")
     assert "PIXEL_MEAN" in fails(source, output, *config, "INPUT.FORMAT", "RGB")
-    assert "Non-existent key: MODEL.DEPTH" in fails(source, output, *config, "MODEL.DEPTH", "50")
+    assert "there is no key MODEL.DEPTH" in fails(source, output, *config, "MODEL.DEPTH", "50")
     classes = fails(source, output, *config, "MODEL.ROI_HEADS.NUM_CLASSES", "80")
     assert "arg:rfcn_cls_bias is float32 (1029,), expected float (3969,)" in classes
     assert str(source) in classes

@@ -1,0 +1,136 @@
+"""Options of the config on a command line, written KEY VALUE or KEY=VALUE."""
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+
+from detectron2.config import CfgNode, get_cfg
+
+__all__ = ["TENSORPACK_KEYS", "is_option", "merge_options", "option_pairs"]
+
+# Key of tensorpack's FasterRCNN: what to give here. Some units differ, so nothing is translated.
+TENSORPACK_KEYS = {
+    "MODE_MASK": "MODEL.MASK_ON",
+    "MODE_FPN": "another --config-file: *_C4_* or *_FPN_*",
+    "DATA.BASEDIR": "the environment variable DETECTRON2_DATASETS, the folder that holds coco/",
+    "DATA.TRAIN": "DATASETS.TRAIN, such as ('coco_2017_train',)",
+    "DATA.VAL": "DATASETS.TEST, such as ('coco_2017_val',)",
+    "DATA.NUM_WORKERS": "DATALOADER.NUM_WORKERS, per GPU",
+    "BACKBONE.WEIGHTS": "MODEL.WEIGHTS",
+    "BACKBONE.RESNET_NUM_BLOCKS": "MODEL.RESNETS.DEPTH, such as 101",
+    "BACKBONE.NORM": "MODEL.RESNETS.NORM (FreezeBN is FrozenBN)",
+    "BACKBONE.FREEZE_AT": "MODEL.BACKBONE.FREEZE_AT",
+    "BACKBONE.STRIDE_1X1": "MODEL.RESNETS.STRIDE_IN_1X1",
+    "FPN.NORM": "MODEL.FPN.NORM",
+    "FPN.FRCNN_HEAD_FUNC": "MODEL.ROI_BOX_HEAD.NUM_CONV, NUM_FC and NORM",
+    "FPN.MRCNN_HEAD_FUNC": "MODEL.ROI_MASK_HEAD.NORM",
+    "FPN.CASCADE": "MODEL.ROI_HEADS.NAME=CascadeROIHeads "
+    "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG=True",
+    "TRAIN.BASE_LR": "SOLVER.BASE_LR, for the whole batch (per 8 images in tensorpack)",
+    "TRAIN.LR_SCHEDULE": "SOLVER.STEPS and SOLVER.MAX_ITER (iterations of 8 images in tensorpack)",
+    "TRAIN.WARMUP": "SOLVER.WARMUP_ITERS",
+    "TRAIN.WARMUP_INIT_LR": "SOLVER.WARMUP_FACTOR, a factor of SOLVER.BASE_LR",
+    "TRAIN.EVAL_PERIOD": "TEST.EVAL_PERIOD, in iterations (times 500 in tensorpack)",
+    "TRAIN.CHECKPOINT_PERIOD": "SOLVER.CHECKPOINT_PERIOD, in iterations (times 500 in tensorpack)",
+    "TRAIN.NUM_GPUS": "--num-gpus",
+    "TRAINER": "--num-gpus and --num-machines",
+    "PREPROC.TRAIN_SHORT_EDGE_SIZE": "INPUT.MIN_SIZE_TRAIN; a range with "
+    "INPUT.MIN_SIZE_TRAIN_SAMPLING=range",
+    "PREPROC.SHORT_EDGE_SIZE": "INPUT.MIN_SIZE_TRAIN and INPUT.MIN_SIZE_TEST",
+    "PREPROC.TEST_SHORT_EDGE_SIZE": "INPUT.MIN_SIZE_TEST",
+    "PREPROC.MAX_SIZE": "INPUT.MAX_SIZE_TRAIN and INPUT.MAX_SIZE_TEST",
+    "PREPROC.PIXEL_MEAN": "MODEL.PIXEL_MEAN, in the order of INPUT.FORMAT (RGB in tensorpack)",
+    "PREPROC.PIXEL_STD": "MODEL.PIXEL_STD, in the order of INPUT.FORMAT (RGB in tensorpack)",
+    "FRCNN.BATCH_PER_IM": "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "FRCNN.BBOX_REG_WEIGHTS": "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS",
+    "RPN.TRAIN_PER_LEVEL_NMS_TOPK": "MODEL.RPN.PRE_NMS_TOPK_TRAIN and POST_NMS_TOPK_TRAIN",
+    "TEST.RESULT_SCORE_THRESH": "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "TEST.FRCNN_NMS_THRESH": "MODEL.ROI_HEADS.NMS_THRESH_TEST",
+    "TEST.RESULTS_PER_IM": "TEST.DETECTIONS_PER_IMAGE",
+}
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+
+
+def option_pairs(words: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """
+    Args:
+        words: of a command line. "A.B=1" is one option, "A.B", "1" as well. Only the first "=" of a
+            word divides, and the word after a key is its value, whatever it contains
+    Returns:
+        Iterator: keys and values
+    Raises:
+        ValueError: if the last key has no value
+    """
+    words = iter(words)
+    for word in words:
+        key, equals, value = str(word).partition("=")
+        if not equals or not _KEY.fullmatch(key):
+            key, value = word, next(words, None)
+            if value is None:
+                raise ValueError(f"{key} has no value: write {key}=VALUE")
+        yield key, value
+
+
+def merge_options(cfg: CfgNode, opts: Iterable[str]) -> None:
+    """
+    Args:
+        cfg: changed in place
+        opts: see `option_pairs`
+    Raises:
+        ValueError: for a key that does not exist, has no value or one of the wrong type
+    """
+    for key, text in option_pairs(opts):
+        old = _find(cfg, key)
+        value = text
+        if isinstance(old, float) and type(_literal(text)) is int:
+            value = float(_literal(text))
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError) as e:
+            wanted = type(old).__name__
+            raise ValueError(f"{key}={text}: a {wanted} is wanted, such as {old!r}") from e
+
+
+def is_option(word: str) -> bool:
+    """Whether a word of a command line names a key, of detectron2, of ours or of tensorpack."""
+    key = word.partition("=")[0]
+    if not _KEY.fullmatch(key):
+        return False
+    groups = {name.partition(".")[0] for name in TENSORPACK_KEYS} | set(get_cfg())
+    return key.partition(".")[0] in groups
+
+
+def _find(cfg: CfgNode, key: str):
+    """The value that a key has."""
+    node = cfg
+    for part in key.split("."):
+        if not isinstance(node, CfgNode) or part not in node:
+            raise ValueError(_unknown(cfg, key))
+        node = node[part]
+    if isinstance(node, CfgNode):
+        raise ValueError(f"{key} is a group of keys: {', '.join(node)}")
+    return node
+
+
+def _unknown(cfg: CfgNode, key: str) -> str:
+    if key in TENSORPACK_KEYS:
+        return f"{key} is a key of tensorpack. Here it is {TENSORPACK_KEYS[key]}"
+    close = difflib.get_close_matches(key, _keys(cfg), n=1, cutoff=0)
+    return f"there is no key {key}; the nearest is {close[0]}"
+
+
+def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _keys(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _literal(text: str):
+    """A Python literal, or the text itself, as yacs reads the values of a command line."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from dcn_projects.engine import parse_arguments
+
+FILE = ["--config-file", "a.yaml"]
+
+
+def parse(words):
+    return parse_arguments(FILE + words.split())
+
+
+def test_flags_count_wherever_they_stand():
+    args = parse("SOLVER.BASE_LR 0.01 --resume A.B=-1 --num-gpus 8 C -1.5")
+    assert args.resume and args.num_gpus == 8 and args.config_file == "a.yaml"
+    assert args.opts == ["SOLVER.BASE_LR", "0.01", "A.B=-1", "C", "-1.5"]
+    assert not args.eval_only and args.predict is None and args.evaluate is None
+
+
+def test_as_detectron2():
+    args = parse("--num-machines 2 --machine-rank 1 --dist-url x --eval-only MODEL.DEVICE cpu")
+    assert (args.num_machines, args.machine_rank, args.dist_url) == (2, 1, "x")
+    assert args.eval_only and args.opts == ["MODEL.DEVICE", "cpu"]
+
+
+def test_load_and_config():
+    args = parse("--config SEED=1 MODEL.DEVICE cpu --load w.pth SEED=2")
+    assert args.opts == ["MODEL.WEIGHTS", "w.pth", "SEED=1", "MODEL.DEVICE", "cpu", "SEED=2"]
+
+
+def test_predict(tmp_path, monkeypatch):
+    args = parse("--predict a.jpg IMG.JPG MODEL.DEVICE cpu --load w.pth --confidence 0.3")
+    assert args.predict == ["a.jpg", "IMG.JPG"] and args.confidence == 0.3
+    assert args.opts == ["MODEL.WEIGHTS", "w.pth", "MODEL.DEVICE", "cpu"]
+    assert parse("--predict a.jpg").confidence == 0.5
+    monkeypatch.chdir(tmp_path)
+    Path("SEED").touch()
+    assert parse("--predict SEED").predict == ["SEED"]
+
+
+def test_evaluate(tmp_path):
+    args = parse(f"--evaluate {tmp_path}/found.json")
+    assert args.eval_only and args.evaluate == tmp_path / "found.json"
+
+
+@pytest.mark.parametrize(
+    "words,named",
+    [
+        (
+            "--eval",
+            "--eval: flags are not abbreviated, write --eval-only or --eval-iter or --evaluate",
+        ),
+        ("SEED=1 --num 3", "--num: flags are not abbreviated"),
+        ("--res", "write --resume"),
+        ("--machine-rnk 1", "there is no flag --machine-rnk"),
+        ("SOLVER.BASE_LR -1e-3", "there is no flag -1e-3"),
+        ("--logdir x", "--logdir of tensorpack is OUTPUT_DIR=FOLDER here"),
+        ("--config b.yaml", "For a file write --config-file"),
+        ("--predict", "--predict: name at least one image"),
+        ("--predict SEED=1", "--predict: name at least one image"),
+        ("--predict a.jpg --eval-only", "--predict goes with none"),
+        ("--evaluate found.txt", "must end in .json"),
+        ("--evaluate nowhere/found.json", "there is no folder nowhere"),
+        ("--load a.pth MODEL.WEIGHTS=b.pth", "keep one"),
+        ("--load", "expected one argument"),
+    ],
+)
+def test_mistakes(words, named, capsys):
+    with pytest.raises(SystemExit) as e:
+        parse(words)
+    assert e.value.code == 2
+    assert named in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_no_config_file(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["SEED=1"])
+    assert "--config-file is missing" in capsys.readouterr().err

@@ -1,0 +1,165 @@
+"""train_net.py --predict and --evaluate with an untrained Mask R-CNN, and data without masks."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.modeling import build_model
+from pycocotools import mask as run_lengths
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from dcn_projects.data.datasets.warped_digits import make_dataset
+from dcn_projects.engine import read_config
+
+CONFIG = "configs/Mask-RCNN/mask_rcnn_R_14_FPN_gn_digits.yaml"
+SMALL = (
+    "MODEL.DEVICE=cpu INPUT.MIN_SIZE_TRAIN=(64,) INPUT.MIN_SIZE_TEST=64 DATALOADER.NUM_WORKERS=0 "
+    "MODEL.RPN.POST_NMS_TOPK_TEST=8 MODEL.ROI_HEADS.SCORE_THRESH_TEST=0 SOLVER.IMS_PER_BATCH=2 "
+    "SOLVER.MAX_ITER=1 TEST.DETECTIONS_PER_IMAGE=5"
+).split()
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Four images, registered as `four`, once more as `again`, and without masks as `boxes`."""
+    folder = tmp_path_factory.mktemp("digits")
+    make_dataset(str(folder / "coco"), "coco", size=64, count_train=2, count_test=4)
+    annotations = folder / "coco/annotations/instances_test.json"
+    content = json.loads(annotations.read_text())
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    (folder / "boxes.json").write_text(json.dumps(content))
+    for name in ("four", "again"):
+        register_coco_instances(name, {}, str(annotations), str(folder / "coco/test"))
+    register_coco_instances("boxes", {}, str(folder / "boxes.json"), str(folder / "coco/test"))
+    yield folder / "coco"
+    for name in ("four", "again", "boxes"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    torch.save({"model": build_model(read_config(CONFIG, SMALL)).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def run(run_program, digits, tmp_path, monkeypatch):
+    """Runs train_net.py in an empty folder without a display, with the tiny model."""
+    from tests.conftest import ROOT
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+    def run(*words, data="four"):
+        names = [f"DATASETS.TRAIN=('{data}',)", f"DATASETS.TEST=('{data}',)"]
+        config = ("--config-file", ROOT / CONFIG)
+        return run_program("train_net.py", *config, *SMALL, *names, "OUTPUT_DIR=out", *words)
+
+    return run
+
+
+def test_predict_one(run, digits, weights, tmp_path):
+    image = sorted((digits / "test").iterdir())[0]
+    code, text = run("--predict", image, "--load", weights, "--confidence", "0")
+    assert not code, text
+    picture = cv2.imread(str(tmp_path / "output.png"))
+    assert picture.shape == (64, 128, 3)
+    np.testing.assert_array_equal(picture[:, :64], cv2.imread(str(image)))
+    assert (picture[:, 64:] != picture[:, :64]).any()
+    lines = text.splitlines()
+    assert f"{image}: 5 detections -> output.png" in lines
+    name, score, *box = lines[-1].split()
+    assert name in "0123456789" and 0 < float(score) < 1 and len(box) == 4
+
+
+def test_predict_several(run, digits, weights, tmp_path):
+    images = sorted((digits / "test").iterdir())[:2]
+    code, text = run("--predict", *images, "--load", weights, "--confidence", "1.1")
+    assert not code, text
+    for image in images:
+        picture = cv2.imread(str(tmp_path / f"{image.stem}_pred.png"))
+        np.testing.assert_array_equal(picture[:, 64:], picture[:, :64])  # nothing is drawn
+
+
+def test_window_where_there_is_a_display(run, digits, weights, monkeypatch):
+    shown = []
+    monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append((title, picture.shape)))
+    monkeypatch.setattr(cv2, "waitKey", lambda: None)
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
+    image = sorted((digits / "test").iterdir())[0]
+    run("--predict", image, "--load", weights)
+    assert not shown
+    monkeypatch.setenv("DISPLAY", ":0")
+    run("--predict", image, "--load", weights)
+    assert shown == [("output.png", (64, 128, 3))]
+
+
+def test_evaluate(run, digits, weights, tmp_path):
+    code, text = run("--evaluate", "found.json", "--load", weights)
+    assert not code, text
+    truth = COCO(str(digits / "annotations/instances_test.json"))
+    entries = json.loads((tmp_path / "found.json").read_text())
+    assert len(entries) == 4 * 5 and {e["image_id"] for e in entries} == set(truth.imgs)
+    assert {e["category_id"] for e in entries} <= set(truth.cats)
+    for entry in entries:
+        x, y, w, h = entry["bbox"]
+        assert 0 <= x <= x + w <= 64 and 0 <= y <= y + h <= 64
+        assert isinstance(entry["segmentation"]["counts"], str)
+        inside = np.argwhere(run_lengths.decode(entry["segmentation"]))
+        assert ((inside >= [y - 1, x - 1]) & (inside <= [y + h, x + w])).all()
+
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    found = truth.loadRes(str(tmp_path / "found.json"))
+    for task in ("bbox", "segm"):
+        evaluation = COCOeval(truth, found, task)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert 100 * evaluation.stats[0] == pytest.approx(results[task]["AP"])
+
+
+def test_evaluate_several(run, weights, tmp_path):
+    names = "DATASETS.TEST=('four','again')"
+    code, text = run("--evaluate", "found.json", "--load", weights, names)
+    assert not code, text
+    contents = [(tmp_path / f"found-{name}.json").read_text() for name in ("four", "again")]
+    assert contents[0] == contents[1] and len(json.loads(contents[0])) == 4 * 5
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_masks_missing(run, weights, training):
+    if training:  # only what is learnt lacks them
+        code, text = run("DATASETS.TEST=('four',)", data="boxes")
+        assert "coco/test/" in code
+    else:
+        code, text = run("--eval-only", "--load", weights, data="boxes")
+        assert "boxes.json" in code
+    assert code.startswith("error: ") and "MODEL.MASK_ON False" in code and "\n" not in code
+
+
+@pytest.mark.parametrize(
+    "words,named",
+    [
+        (["--predict", "none.jpg"], "none.jpg does not exist"),
+        (["--predict", "{image}", "{image}"], "would overwrite another file"),
+        (["--predict", "{image}", "MODEL.WEIGHTS="], "MODEL.WEIGHTS is empty"),
+        (["--evaluate", "a.json", "DATASETS.TEST=('digits_voc_test',)"], "digits_voc"),
+    ],
+)
+def test_mistakes(run, digits, weights, words, named):
+    image = sorted((digits / "test").iterdir())[0]
+    words = [word.format(image=image) for word in words]
+    if not any(word.startswith("MODEL.WEIGHTS") for word in words):
+        words += ["--load", weights]
+    code, text = run(*words)
+    assert str(code).startswith("error: ") and named in code and "\n" not in code
