@@ -7,12 +7,17 @@ Convert published weights of the original implementations to a checkpoint for a 
     python train_net.py --config-file configs/R-FCN/deformable_rfcn_R_101_C5_coco.yaml \\
         --eval-only MODEL.WEIGHTS rfcn_dcn_coco.pkl
 
-Of MXNet: the `.params` files of the Deformable ConvNets detectors and of the ImageNet classifier
-that they start from. Arrays that are unknown, missing or misshapen are listed, and nothing is
-written then.
+The kind of the weights is found in the file:
+
+    MXNet, .params              the Deformable ConvNets detectors, and the ImageNet classifier
+    tensorpack, .npz            Faster, Mask and Cascade R-CNN, and the ImageNet classifiers
+    maskrcnn-benchmark, .pth    Faster and Mask R-CNN; also Dynamic R-CNN, and TreB1eN's DCNv2
+
+Arrays that are unknown, missing or misshapen are listed, and nothing is written then.
 """
 
 import argparse
+import shlex
 import sys
 
 import torch
@@ -26,14 +31,20 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", help="file of weights: .params")
+    parser.add_argument("source", help="file of weights: .params, .npz or .pth")
     parser.add_argument("output", help="checkpoint to write: .pkl or .pth")
     parser.add_argument("--config-file", required=True, help="of the model")
     parser.add_argument(
         "--normalized-boxes",
         action="store_true",
-        help="the box layer of a source without *_test arrays predicts normalised targets "
+        help="MXNet: the box layer of a source without *_test arrays predicts normalised targets "
         "(the original would use it as it is)",
+    )
+    parser.add_argument(
+        "--legacy-anchors",
+        action="store_true",
+        help="tensorpack: the detector is from before May 2019, when anchors had whole-numbered "
+        "sides (the file does not tell)",
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the config")
     args = parser.parse_intermixed_args()
@@ -42,15 +53,15 @@ def main():
         # On the device "meta" there are names and shapes without memory or initialisation.
         with one_line_errors(args.config_file), torch.device("meta"):
             shapes = {name: tuple(t.shape) for name, t in build_model(cfg).state_dict().items()}
-        kind = convert_weights(args.source, args.output, cfg, shapes, args.normalized_boxes)
+        kind, differing = convert_weights(
+            args.source, args.output, cfg, shapes, args.normalized_boxes, args.legacy_anchors
+        )
     except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")
     print(f"{args.output} is written from {args.source}: {kind}")
-    if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE) and not cfg.MODEL.RESNETS.DEFORM_LEGACY_BORDER:
-        print(
-            "note: the weights were trained with the border rule of 2017. For the same results "
-            "set MODEL.RESNETS.DEFORM_LEGACY_BORDER True."
-        )
+    if differing:
+        settings = " ".join(f"{key} {shlex.quote(str(v))}" for key, v in differing.items())
+        print(f"note: the original has other settings. For the same results set {settings}")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,11 @@ def check_weights(path: str, told_by: str = "MODEL.WEIGHTS") -> None:
 
 def _damage(path: str) -> str:
     """What is wrong with a file of weights, as far as its ends tell; '' if nothing is."""
-    if path.endswith(".params"):
-        return "is of MXNet: convert it, see tools/convert_weights.py"
+    try:
+        if original := _original(path):
+            return f"is of {original}: convert it, see tools/convert_weights.py"
+    except zipfile.BadZipFile:
+        return "is damaged. Copy it again, or use an earlier one"
     with open(path, "rb") as f:
         start = f.read(2)
         f.seek(max(os.path.getsize(path) - 1, 0))
@@ -53,3 +56,15 @@ def _damage(path: str) -> str:
     if path.endswith(".pkl") and end != pickle.STOP:
         what = "is cut off, or not a checkpoint"
     return f"{what}. Copy it again, or use an earlier one" if what else ""
+
+
+def _original(path: str) -> str:
+    """Whose weights a file has, of which detectron2 would match no name; '' if its own."""
+    if path.endswith((".params", ".npz")):
+        return "MXNet" if path.endswith(".params") else "tensorpack"
+    if path.endswith(".pth") and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            if any(b"backbone.body.stem.conv1" in archive.read(name) for name in names):
+                return "maskrcnn-benchmark"
+    return ""

@@ -1,9 +1,18 @@
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+
+from .rules import (
+    Rule,
+    apply_rules,
+    background_last,
+    expected_parameters,
+    foreground_boxes,
+    resnet_prefixes,
+)
 
 __all__ = ["ModelOptions", "convert_mxnet"]
 
@@ -33,20 +42,6 @@ class ModelOptions(NamedTuple):
     boxes_normalized: bool = False  # a box layer without `*_test` predicts normalised targets
 
 
-class Rule(NamedTuple):
-    """How a weight or bias becomes a parameter. Only their numbers of rows (axis 0) can differ."""
-
-    target: str
-    convert: Callable[[np.ndarray], np.ndarray] = np.asarray
-    source_rows: Callable[[int], int] = int  # from the rows of the parameter
-    box_block: int = 0  # of the box layer: rows for each coordinate
-
-
-def background_last(array: np.ndarray, block: int) -> np.ndarray:
-    """Class 0 is the background in the original, class K here. A class has `block` rows."""
-    return np.roll(array, -block, axis=0)
-
-
 def foreground_minus_background(array: np.ndarray) -> np.ndarray:
     """A softmax over two logits is the sigmoid of their difference. The background comes first."""
     background, foreground = np.split(array.astype(np.float32), 2)
@@ -59,18 +54,15 @@ def scale_deltas(array: np.ndarray, factors, block: int = 1) -> np.ndarray:
     return array * factors.reshape(-1, *[1] * (array.ndim - 1))
 
 
-def foreground_boxes(array: np.ndarray, factors, block: int) -> np.ndarray:
-    """The first box is the background's, and unused."""
-    return scale_deltas(array[4 * block :], factors, block)
-
-
 def _networks(options: ModelOptions) -> dict[str, dict[str, Rule]]:
     """The layers of each network beside its ResNet. The first one tells which network it is."""
     bins = options.bins
 
     def box_layer(target, block):
-        convert = partial(foreground_boxes, factors=options.box_weights, block=block)
-        return Rule(target, convert, lambda rows: rows + 4 * block, block)
+        def convert(array):
+            return scale_deltas(foreground_boxes(array, block), options.box_weights, block)
+
+        return Rule(target, convert, lambda rows: rows + 4 * block)
 
     rpn = {
         "rpn_cls_score": Rule(
@@ -208,58 +200,32 @@ def convert_mxnet(
         for name, layers in networks.items()
         if not layers or f"arg:{next(iter(layers))}_weight" in arrays
     )
-    is_fpn = any(name.startswith("backbone.bottom_up.") for name in shapes)
-    backbone = "backbone.bottom_up." if is_fpn else "backbone."
-    expected = [name for name in shapes if not name.endswith("num_batches_tracked")]
-    if network == _CLASSIFIER:
-        resnet = re.compile(re.escape(backbone) + r"(stem|res\d)\.(?!.*_offset)")
-        expected = [name for name in expected if resnet.match(name)]
+    backbone, _ = resnet_prefixes(shapes)
+    expected = expected_parameters(shapes, resnet_only=network == _CLASSIFIER)
+    unfit = []
+    detecting = _detecting_boxes(arrays, layers, options, unfit)
+
+    def find_rule(name):
+        return _find_rule(name, layers, backbone, options.bgr)
+
     left_out = _LEFT_OUT.get(network, {})
-
-    found, unknown, unfit = {}, [], []
-    for name, array in _detecting_boxes(arrays, layers, options.boxes_normalized, unfit).items():
-        rule = _find_rule(name, layers, backbone, options.bgr)
-        if name in left_out:
-            if not left_out[name](array):
-                unfit.append(f"{name} {array.shape} is not that of a {network}")
-        elif rule is None or rule.target not in shapes:
-            unknown.append(name + (f" (as {rule.target})" if rule else ""))
-        elif rule.target in found:
-            unfit.append(f"{name} is {rule.target}, as another array is")
-        else:
-            rows, *rest = shapes[rule.target]
-            shape = (rule.source_rows(rows), *rest)
-            if array.shape != shape or array.dtype.kind != "f":
-                unfit.append(f"{name} is {array.dtype} {array.shape}, expected float {shape}")
-            elif not np.isfinite(array).all():
-                unfit.append(f"{name} has values that are not finite")
-            found[rule.target] = rule, array
-    missing = [name for name in expected if name not in found]
-
-    problems = {
-        "the model has no parameter for": unknown,
-        "these arrays are not what they should be": unfit,
-        "the file has no array for": missing,
-    }
-    lists = [f"{what}\n    " + "\n    ".join(names) for what, names in problems.items() if names]
-    if lists:
-        raise ValueError("\n".join([f"an MXNet {network} that does not fit the model", *lists]))
-    params = {name: rule.convert(array) for name, (rule, array) in found.items()}
-    return network, {name: np.array(array, np.float32) for name, array in params.items()}
+    return network, apply_rules(
+        f"an MXNet {network}", detecting, find_rule, shapes, expected, left_out, unfit
+    )
 
 
 def _detecting_boxes(
-    arrays: Mapping[str, np.ndarray], layers: dict[str, Rule], normalized: bool, unfit: list[str]
+    arrays: Mapping[str, np.ndarray], layers: dict[str, Rule], options: ModelOptions, unfit: list
 ) -> dict[str, np.ndarray]:
     """
     The arrays with the box layer that the original detects with, and without `*_test`. What is
     wrong with them is added to `unfit`.
     """
     arrays = dict(arrays)
-    for layer, rule in layers.items():
+    for layer, block in {"bbox_pred": 1, "rfcn_bbox": options.bins}.items():
         names = [f"arg:{layer}_{kind}" for kind in ("weight", "bias")]
         saved_twice = any(name + "_test" in arrays for name in names)
-        if not rule.box_block or not (saved_twice or normalized):
+        if layer not in layers or not (saved_twice or options.boxes_normalized):
             continue
         for name in names:
             detecting = arrays.pop(name + "_test", None)
@@ -268,7 +234,7 @@ def _detecting_boxes(
                     arrays[name] = detecting
                 continue
             trained = np.atleast_1d(arrays[name]).astype(np.float64)
-            arrays[name] = scale_deltas(trained, _BOX_STDS, rule.box_block)
+            arrays[name] = scale_deltas(trained, _BOX_STDS, block)
             if saved_twice and not _equal(arrays[name], detecting):
                 unfit.append(f"{name}_test is not {name} times the deviations {_BOX_STDS}")
     return arrays

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["read_params"]
+__all__ = ["MAGIC", "read_params"]
 
-_LIST_MAGIC = 0x112
+MAGIC = 0x112  # a file starts with it, as 64 bits
 # The first word of an array tells its version. Before V1 there was none: it is the rank.
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _MAX_RANK = 32
@@ -97,8 +97,8 @@ def read_params(path: str | PathLike) -> dict[str, np.ndarray]:
     """
     file = _Reader(path)
     magic, _ = file.numbers("QQ")
-    if magic != _LIST_MAGIC:
-        raise file.error(f"it starts with {magic:#x} instead of {_LIST_MAGIC:#x}: not of MXNet")
+    if magic != MAGIC:
+        raise file.error(f"it starts with {magic:#x} instead of {MAGIC:#x}: not of MXNet")
     file.what = "the number of arrays"
     count = file.count(smallest=4)
     if count > _MAX_ARRAYS:

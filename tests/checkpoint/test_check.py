@@ -62,8 +62,20 @@ def test_no_checkpoint(tmp_path, content, suffix):
         check_weights(str(path))
 
 
-def test_weights_of_mxnet_are_to_be_converted(tmp_path):
-    path = tmp_path / "rfcn_coco-0000.params"
-    path.touch()
-    with pytest.raises(OSError, match="rfcn_coco-0000.params is of MXNet: .*convert_weights.py"):
+ORIGINALS = {"a.params": "MXNet", "a.npz": "tensorpack", "a.pth": "maskrcnn-benchmark"}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_weights_of_an_original_are_to_be_converted(tmp_path, name):
+    path = tmp_path / name
+    torch.save({"model": {"module.backbone.body.stem.conv1.weight": torch.zeros(1)}}, path)
+    with pytest.raises(OSError, match=f"{name} is of {ORIGINALS[name]}: .*convert_weights.py"):
+        check_weights(str(path))
+
+
+def test_damaged(tmp_path):
+    path = tmp_path / "model.pth"
+    write(path)
+    path.write_bytes(path.read_bytes().replace(b"PK\1\2", b"PK\1\1"))
+    with pytest.raises(OSError, match="model.pth is damaged"):
         check_weights(str(path))

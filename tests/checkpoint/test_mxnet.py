@@ -256,7 +256,9 @@ def test_two_arrays_for_one_parameter():
 def test_upsampling_kernel_is_checked():
     arrays = make_source("DeepLab")
     arrays["arg:upsampling_weight"][0, 0, 3, 3] = 0
-    with pytest.raises(ValueError, match="upsampling_weight .2, 1, 32, 32. is not that of a DeepL"):
+    with pytest.raises(
+        ValueError, match="upsampling_weight .2, 1, 32, 32. is not that of an MXNet DeepL"
+    ):
         convert_mxnet(arrays, make_shapes("DeepLab"), OPTIONS)
 
 
@@ -292,5 +294,7 @@ def test_imagenet_classifier(bottom_up, fc):
     missing = {f"backbone.{bottom_up}res2.0.conv1.weight": (1,)}
     with pytest.raises(ValueError, match=r"has no array for\n.*res2.0.conv1.weight$"):
         convert_mxnet(arrays, shapes | others | missing, OPTIONS)
-    with pytest.raises(ValueError, match=r"_bias .21,. is not that of an? ImageNet classifier"):
+    with pytest.raises(
+        ValueError, match=r"_bias .21,. is not that of an MXNet ImageNet classifier"
+    ):
         convert_mxnet(arrays | {f"arg:{fc}_bias": np.ones(21)}, shapes | others, OPTIONS)

@@ -4,6 +4,7 @@ import os
 import pickle
 import runpy
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from dcn_projects import add_dcn_config
+from tests.checkpoint.maskrcnn_benchmark_networks import MaskRCNNBenchmark
 from tests.checkpoint.original_networks import Original
 from tests.checkpoint.params_writer import write_params
+from tests.checkpoint.tensorpack_networks import Tensorpack
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "convert_weights.py"
@@ -78,6 +81,96 @@ def test_what_is_written_fills_the_model(run_tool, source, tmp_path, suffix):
     assert model.score_maps.rfcn_bbox_offset.bias.detach().numpy().tolist() == bias.tolist()
 
 
+GN_CONFIG = ROOT / "configs/Mask-RCNN/mask_rcnn_R_50_FPN_2x_gn_tensorpack.yaml"
+NARROW_GN = """
+    MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 128
+    MODEL.RESNETS.WIDTH_PER_GROUP 32 MODEL.FPN.OUT_CHANNELS 32 MODEL.ROI_HEADS.NUM_CLASSES 3
+    MODEL.ROI_BOX_HEAD.CONV_DIM 32 MODEL.ROI_BOX_HEAD.FC_DIM 8 MODEL.ROI_MASK_HEAD.CONV_DIM 32
+""".split()
+GN_ORIGINAL = Tensorpack(
+    *(True, True, 4, (1, 1, 1, 1), "gn", "gn", "gn", "gn", "4conv1fc"),
+    **dict(stem=32, width=32, dim=32, fc=8),
+)
+
+
+def test_tensorpack(run_tool, tmp_path):
+    """Of which a config has all settings, unless the anchors are the older ones."""
+    np.savez(tmp_path / "gn.npz", **random_arrays(GN_ORIGINAL.parameters()))
+    arguments = [tmp_path / "gn.npz", tmp_path / "gn.pkl", "--config-file", GN_CONFIG, *NARROW_GN]
+    written = f"{tmp_path}/gn.pkl is written from {tmp_path}/gn.npz: tensorpack detector\n"
+    assert run_tool(*arguments) == (0, written)
+    code, printed = run_tool(*arguments, "--legacy-anchors")
+    assert (code, printed) == (
+        0,
+        written + "note: the original has other settings. For the same results set "
+        "MODEL.ANCHOR_GENERATOR.NAME MXNetAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5\n",
+    )
+    np.savez(tmp_path / "gn.npz", **random_arrays(GN_ORIGINAL.resnet()))
+    code, printed = run_tool(*arguments)
+    assert (code, printed) == (0, written.replace("detector", "ImageNet classifier"))
+
+
+def test_maskrcnn_benchmark(run_tool, tmp_path):
+    original = MaskRCNNBenchmark(
+        *(True, False), classes=4, units=(1, 1, 1, 1), stem=4, width=4, dim=8, fc=8
+    )
+    arrays = random_arrays(original.parameters())
+    state = {f"module.{name}": torch.from_numpy(array + 1) for name, array in arrays.items()}
+    torch.save({"model": state, "iteration": 1}, tmp_path / "a.pth")
+    narrow = """
+        MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.STEM_OUT_CHANNELS 4 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+        MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.FPN.OUT_CHANNELS 8 MODEL.ROI_HEADS.NUM_CLASSES 3
+        MODEL.ROI_BOX_HEAD.FC_DIM 8 MODEL.BACKBONE.NAME build_deform_resnet_fpn_backbone
+    """.split()
+    config = ROOT / "configs/Mask-RCNN/faster_rcnn_R_50_FPN_2x.yaml"
+    arguments = [tmp_path / "a.pth", tmp_path / "b.pth", "--config-file", config, *narrow]
+    code, _ = run_tool(*arguments)
+    assert "MODEL.PIXEL_STD is [57.375, 57.12, 58.395], but the weights are for [1.0, " in code
+    arguments += ["MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"]
+    code, _ = run_tool(*arguments)
+    assert "MODEL.RESNETS.STRIDE_IN_1X1 is False, but the weights are for True" in code
+    arguments += ["MODEL.RESNETS.STRIDE_IN_1X1", "True"]
+    code, printed = run_tool(*arguments)
+    assert code == 0 and printed.endswith(
+        "b.pth is written from " + str(tmp_path / "a.pth") + ": maskrcnn-benchmark detector\n"
+        "note: the original has other settings. For the same results set "
+        "MODEL.ANCHOR_GENERATOR.NAME MXNetAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5 "
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlign "
+        "MODEL.PIXEL_MEAN '[102.9801, 115.9465, 122.7717]'\n"
+    )
+    code, _ = run_tool(*arguments, "--legacy-anchors")
+    assert "a.pth: --legacy-anchors is for tensorpack, the file is of maskrcnn-benchmark" in code
+    code, _ = run_tool(*arguments, "--normalized-boxes")
+    assert "a.pth: --normalized-boxes is for MXNet, the file is of maskrcnn-benchmark" in code
+    (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-50])
+    code, _ = run_tool(*arguments)
+    assert f"error: {tmp_path}/a.pth: the file is cut off" == code
+
+
+def test_kinds_of_files(run_tool, tmp_path):
+    """Whatever they are called."""
+    source, output = tmp_path / "source", tmp_path / "output.pkl"
+    arguments = [source, output, "--config-file", GN_CONFIG, *NARROW_GN]
+    np.savez(tmp_path / "a.npz", **random_arrays(GN_ORIGINAL.parameters()))
+    (tmp_path / "a.npz").rename(source)
+    assert run_tool(*arguments)[0] == 0
+    output.unlink()
+    torch.save({"model": {}}, source, _use_new_zipfile_serialization=False)
+    assert "MODEL.PIXEL_STD" in run_tool(*arguments)[0]  # as for maskrcnn-benchmark
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr("readme.txt", "")
+    for content in (source.read_bytes(), b"", b"weights"):
+        source.write_bytes(content)
+        code, _ = run_tool(*arguments)
+        assert code.startswith(f"error: {source}: unknown kind of weights") and "\n" not in code
+    np.savez(source, a=np.ones(1))
+    content = Path(f"{source}.npz").read_bytes()
+    source.write_bytes(content.replace(b"PK\1\2", b"PK\1\1"))  # the head of its list of arrays
+    code, _ = run_tool(*arguments)
+    assert code.startswith(f"error: {source}: the file is damaged (Bad magic number")
+    assert not output.exists()
+
+
 def test_equal_runs_write_equal_bytes(run_tool, source, tmp_path):
     for name in ("a.pkl", "b.pkl"):
         assert run_tool(source, tmp_path / name, "--config-file", CONFIG, *NARROW)[0] == 0
@@ -134,7 +227,7 @@ def test_mistakes(run_tool, source, tmp_path):
     assert "model.zip: the name of a checkpoint ends" in fails(
         source, tmp_path / "model.zip", *config
     )
-    assert "unknown kind of weights, expected .params" in fails(CONFIG, output, *config)
+    assert "unknown kind of weights, expected a .params" in fails(CONFIG, output, *config)
     assert "No such file" in fails(source, tmp_path / "nowhere" / "model.pkl", *config)
     assert "PIXEL_STD" in fails(source, output, *config, "MODEL.PIXEL_STD", "[57.0, 57.0, 58.0]")
     assert "PIXEL_MEAN" in fails(source, output, *config, "INPUT.FORMAT", "RGB")

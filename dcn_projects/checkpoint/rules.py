@@ -1,0 +1,123 @@
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "Rule",
+    "apply_rules",
+    "background_last",
+    "expected_parameters",
+    "foreground_boxes",
+    "reorder_anchors",
+    "resnet_prefixes",
+]
+
+# Counters, the classifier of mimicked patches, and the thresholds of Dynamic R-CNN.
+_OF_TRAINING = re.compile(r".*num_batches_tracked|mimic_score\..*|roi_heads\.dynamic\..*")
+
+
+class Rule(NamedTuple):
+    """How an array becomes a parameter. Only their numbers of rows (axis 0) can differ."""
+
+    target: str
+    convert: Callable[[np.ndarray], np.ndarray] = np.asarray
+    source_rows: Callable[[int], int] = int  # from the rows of the parameter
+
+
+def background_last(array: np.ndarray, block: int = 1) -> np.ndarray:
+    """Class 0 is the background in the originals, class K here. A class has `block` rows."""
+    return np.roll(array, -block, axis=0)
+
+
+def foreground_boxes(array: np.ndarray, block: int = 1) -> np.ndarray:
+    """Of the boxes, of 4 * `block` rows, the first is the background's, and unused."""
+    return array[4 * block :]
+
+
+def reorder_anchors(array: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """Rows of an RPN's layer, one or four per anchor: new anchor i is old anchor order[i]."""
+    return array.reshape(len(order), -1, *array.shape[1:])[list(order)].reshape(array.shape)
+
+
+def resnet_prefixes(names: Iterable[str]) -> tuple[str, str]:
+    """Where a model of these parameters keeps its ResNet, and where res5 of it."""
+    names = list(names)
+    is_fpn = any(name.startswith("backbone.bottom_up.") for name in names)
+    backbone = "backbone.bottom_up." if is_fpn else "backbone."
+    is_c4 = any(name.startswith("roi_heads.res5.") for name in names)
+    return backbone, "roi_heads." if is_c4 else backbone
+
+
+def expected_parameters(shapes: Iterable[str], resnet_only: bool = False) -> list[str]:
+    """
+    What a source must have: all but what only training reads.
+
+    Args:
+        shapes: names of all parameters and buffers of the model
+        resnet_only: of its ResNet alone, which has no offsets, as an ImageNet classifier
+    """
+    names = [name for name in shapes if not _OF_TRAINING.fullmatch(name)]
+    if not resnet_only:
+        return names
+    backbone, res5 = map(re.escape, resnet_prefixes(names))
+    resnet = re.compile(rf"({backbone}(stem|res\d)|{res5}res5)\.(?!.*_offset)")
+    return [name for name in names if resnet.match(name)]
+
+
+def apply_rules(
+    what: str,
+    arrays: Mapping[str, np.ndarray],
+    find_rule: Callable[[str], Rule | None],
+    shapes: Mapping[str, tuple[int, ...]],
+    expected: Iterable[str],
+    left_out: Mapping[str, Callable[[np.ndarray], bool]],
+    unfit: Iterable[str] = (),
+) -> dict[str, np.ndarray]:
+    """
+    Turn every array into the parameter of its rule, or none at all.
+
+    Args:
+        what: the source in words, with an article
+        arrays: name -> array
+        find_rule: of a name; None for names without a meaning
+        shapes: name -> shape of every parameter and buffer of the model
+        expected: parameters that the source must have
+        left_out: name -> check, of arrays that no model has a parameter for
+        unfit: what is known to be wrong already
+    Returns:
+        dict: name -> array, float32
+    Raises:
+        ValueError: with a list of all arrays that the model has no place for, that do not have
+            the shape, type or values that they should have, and of all parameters without an array
+    """
+    found, unknown, unfit = {}, [], list(unfit)
+    for name, array in arrays.items():
+        if name in left_out:
+            if not left_out[name](array):
+                unfit.append(f"{name} {array.shape} is not that of {what}")
+            continue
+        rule = find_rule(name)
+        if rule is None or rule.target not in shapes:
+            unknown.append(name + (f" (as {rule.target})" if rule else ""))
+        elif rule.target in found:
+            unfit.append(f"{name} is {rule.target}, as another array is")
+        else:
+            rows, *rest = shapes[rule.target]
+            shape = (rule.source_rows(rows), *rest)
+            if array.shape != shape or array.dtype.kind != "f":
+                unfit.append(f"{name} is {array.dtype} {array.shape}, expected float {shape}")
+            elif not np.isfinite(array).all():
+                unfit.append(f"{name} has values that are not finite")
+            found[rule.target] = rule, array
+    problems = {
+        "the model has no parameter for": unknown,
+        "these arrays are not what they should be": unfit,
+        "the file has no array for": [name for name in expected if name not in found],
+    }
+    lists = [f"{what}\n    " + "\n    ".join(names) for what, names in problems.items() if names]
+    if lists:
+        raise ValueError("\n".join([f"{what} that does not fit the model", *lists]))
+    params = {name: rule.convert(array) for name, (rule, array) in found.items()}
+    return {name: np.array(array, np.float32) for name, array in params.items()}
