@@ -22,8 +22,6 @@ from detectron2.data import (
     build_detection_train_loader,
 )
 from detectron2.engine import DefaultTrainer, default_setup, defaults
-from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, SemanticSegmentor
-from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -42,6 +40,9 @@ from dcn_projects.data import (
 from dcn_projects.engine import (
     MetricPrinter,
     OffsetStatistics,
+    check_classes,
+    check_heads,
+    is_segmentor,
     launch,
     one_line_errors,
     option_pairs,
@@ -57,16 +58,7 @@ from dcn_projects.evaluation import (
     copy_detections,
     inference_folder,
 )
-from dcn_projects.modeling import (
-    RFCN,
-    MultiScaleTTA,
-    RFCNROIHeads,
-    SemSegTTA,
-    meta_architecture,
-)
-from dcn_projects.modeling.box_nms import soft_nms_options
-from dcn_projects.modeling.meta_arch.deeplab import window_options
-from dcn_projects.modeling.test_time_augmentation import augmentation_options
+from dcn_projects.modeling import MultiScaleTTA, SemSegTTA
 from dcn_projects.one_line import one_line
 from dcn_projects.solver import build_optimizer
 
@@ -81,11 +73,6 @@ EVALUATORS = {
     "sem_seg": functools.partial(SemSegIoUEvaluator, read_labels=read_labels),
     "cityscapes_sem_seg": functools.partial(CityscapesIoUEvaluator, read_labels=read_labels),
 }
-
-
-def is_segmentor(cfg) -> bool:
-    """Whether the model tells the classes of pixels."""
-    return issubclass(meta_architecture(cfg), SemanticSegmentor)
 
 
 def mapper_class(cfg) -> type:
@@ -195,49 +182,6 @@ def setup(args):
     except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")
     return cfg
-
-
-def check_heads(cfg):
-    """
-    Raises ValueError if the heads are not those of the model, or cannot do the NMS, the windows or
-    the test-time augmentation that the config asks for.
-    """
-    soft_nms_options(cfg)
-    window_options(cfg)
-    keys = cfg.MODEL.ROI_HEADS
-    heads = ROI_HEADS_REGISTRY.get(keys.NAME)
-    if issubclass(meta_architecture(cfg), RFCN) != issubclass(heads, RFCNROIHeads):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE} and MODEL.ROI_HEADS.NAME "
-            f"{keys.NAME}: the position-sensitive maps of RFCN are for RFCNROIHeads and no others"
-        )
-    if keys.NMS_TYPE != "hard" and heads.__module__.startswith("detectron2."):
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NMS_TYPE {keys.NMS_TYPE}: {keys.NAME} of detectron2 has hard NMS "
-            "only. For Faster and Mask R-CNN take MODEL.ROI_HEADS.NAME OHEMROIHeads"
-        )
-    if cfg.TEST.AUG.ENABLED:
-        raw = augmentation_options(cfg)["raw"]
-        if raw and issubclass(heads, CascadeROIHeads):
-            raise ValueError(f"TEST.AUG.MERGE raw: {keys.NAME} has no single box head to ask")
-
-
-def check_classes(cfg, names):
-    """Raises ValueError if a data set, as far as it is known, has other classes than the heads."""
-    if issubclass(meta_architecture(cfg), GeneralizedRCNN):
-        head, kind = "ROI_HEADS", "thing_classes"
-    elif is_segmentor(cfg):
-        head, kind = "SEM_SEG_HEAD", "stuff_classes"
-    else:
-        return
-    expected = cfg.MODEL[head].NUM_CLASSES
-    for name in names:
-        classes = MetadataCatalog.get(name).get(kind)
-        if classes is not None and len(classes) != expected:
-            raise ValueError(
-                f"MODEL.{head}.NUM_CLASSES is {expected}, but data set {name} has {len(classes)} "
-                "classes"
-            )
 
 
 def check_files(cfg, args):

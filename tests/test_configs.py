@@ -13,6 +13,7 @@ from PIL import Image
 
 import train_net
 from dcn_projects import add_dcn_config
+from dcn_projects.engine import is_segmentor
 
 ROOT = Path(__file__).parents[1] / "configs"
 LEAVES = sorted(p for p in ROOT.rglob("*.yaml") if not p.name.startswith("Base-"))
@@ -122,7 +123,7 @@ def test_config(path, tmp_path, random_dataset, reads):
     # The real network on images that are small, but hold the smallest anchor of VOC.
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
-    if train_net.is_segmentor(cfg):
+    if is_segmentor(cfg):
         name, task = random_dataset(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "sem_seg"), "sem_seg"
         cfg.INPUT.CROP.SIZE = [96, 128]
         if cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":  # for GPUs only

@@ -1,4 +1,5 @@
 from .arguments import parse_arguments
+from .check import check_classes, check_heads, is_segmentor
 from .checkpoints import mirrored_output_dir, weights_to_evaluate
 from .config import one_line_errors, read_config
 from .launch import launch
@@ -11,6 +12,9 @@ __all__ = [
     "MetricPrinter",
     "OffsetStatistics",
     "build_predictor",
+    "check_classes",
+    "check_heads",
+    "is_segmentor",
     "launch",
     "load_predictor",
     "mirrored_output_dir",

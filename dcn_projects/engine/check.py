@@ -1,0 +1,67 @@
+from collections.abc import Iterable
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, SemanticSegmentor
+from detectron2.modeling.roi_heads import CascadeROIHeads
+
+from dcn_projects.modeling import RFCN, RFCNROIHeads, meta_architecture
+from dcn_projects.modeling.box_nms import soft_nms_options
+from dcn_projects.modeling.meta_arch.deeplab import window_options
+from dcn_projects.modeling.test_time_augmentation import augmentation_options
+
+__all__ = ["check_classes", "check_heads", "is_segmentor"]
+
+
+def is_segmentor(cfg: CfgNode) -> bool:
+    """Whether the model tells the classes of pixels."""
+    return issubclass(meta_architecture(cfg), SemanticSegmentor)
+
+
+def check_heads(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: if the heads are not those of the model, or cannot do the NMS, the windows or
+            the test-time augmentation that the config asks for
+    """
+    soft_nms_options(cfg)
+    window_options(cfg)
+    keys = cfg.MODEL.ROI_HEADS
+    heads = ROI_HEADS_REGISTRY.get(keys.NAME)
+    if issubclass(meta_architecture(cfg), RFCN) != issubclass(heads, RFCNROIHeads):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE} and MODEL.ROI_HEADS.NAME "
+            f"{keys.NAME}: the position-sensitive maps of RFCN are for RFCNROIHeads and no others"
+        )
+    if keys.NMS_TYPE != "hard" and heads.__module__.startswith("detectron2."):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NMS_TYPE {keys.NMS_TYPE}: {keys.NAME} of detectron2 has hard NMS "
+            "only. For Faster and Mask R-CNN take MODEL.ROI_HEADS.NAME OHEMROIHeads"
+        )
+    if cfg.TEST.AUG.ENABLED:
+        raw = augmentation_options(cfg)["raw"]
+        if raw and issubclass(heads, CascadeROIHeads):
+            raise ValueError(f"TEST.AUG.MERGE raw: {keys.NAME} has no single box head to ask")
+
+
+def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
+    """
+    Args:
+        names: of registered data sets
+    Raises:
+        ValueError: if one, as far as it is known, has other classes than the heads
+    """
+    if issubclass(meta_architecture(cfg), GeneralizedRCNN):
+        head, kind = "ROI_HEADS", "thing_classes"
+    elif is_segmentor(cfg):
+        head, kind = "SEM_SEG_HEAD", "stuff_classes"
+    else:
+        return
+    expected = cfg.MODEL[head].NUM_CLASSES
+    for name in names:
+        classes = MetadataCatalog.get(name).get(kind)
+        if classes is not None and len(classes) != expected:
+            raise ValueError(
+                f"MODEL.{head}.NUM_CLASSES is {expected}, but data set {name} has {len(classes)} "
+                "classes"
+            )
