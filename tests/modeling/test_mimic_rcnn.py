@@ -1,14 +1,20 @@
 """R-CNN feature mimicking of DCNv2: patches, their pairing with RoIs, losses and gradients."""
 
+import datetime
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import get_cfg
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from detectron2.utils.events import EventStorage
+from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from dcn_projects import add_dcn_config
@@ -129,6 +135,17 @@ def test_patches():
     assert_close(patches[:1], resized)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_patches_are_exact_under_autocast(dtype):
+    """In 16 bits a corner at 1201.3 would move by pixels."""
+    torch.manual_seed(0)
+    image, boxes = torch.randn(1, 20, 1333), torch.tensor([[1201.3, 2.2, 1267.9, 17.1]])
+    with torch.autocast("cpu", dtype):
+        patches = crop_patches(image, boxes, 8)
+    expected = slow_patch(image.double(), boxes[0].double(), 8)
+    assert_close(patches[0].double(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_patches_do_not_reach_into_the_padding(trained):
     model = make_model(trained)
     images, proposals = make_batch()
@@ -149,6 +166,20 @@ def test_losses_of_a_batch(trained, reduction):
     assert len(distances) == 5 and distances.min() > 1e-3
     cos = distances.mean() if reduction == "mean" else distances.sum() / 2
     assert_close(losses["loss_mimic_cos"], 0.5 * cos, rtol=1e-3, atol=1e-4)
+    assert_close(losses["loss_mimic_cls"], 0.25 * entropies.mean(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_image_without_foreground(trained, empty):
+    """It takes part in the mean over the images, and the other one has its RoIs."""
+    model = make_model(trained, WEIGHT_COS=0.5, WEIGHT_CLS=0.25)
+    images, proposals = make_batch()
+    proposals[empty].gt_classes.fill_(K)
+    with torch.no_grad():
+        losses = model.mimic_losses(images, model.backbone(images.tensor), proposals)
+        distances, entropies = slow_losses(model, images, proposals)
+    assert len(distances) == (3, 2)[empty]
+    assert_close(losses["loss_mimic_cos"], 0.5 * distances.sum() / 2, rtol=1e-3, atol=1e-4)
     assert_close(losses["loss_mimic_cls"], 0.25 * entropies.mean(), rtol=1e-3, atol=1e-4)
 
 
@@ -221,13 +252,14 @@ def test_a_detached_teacher_is_constant(trained):
 
 
 def test_nothing_to_mimic(trained):
-    """Without foreground both losses are 0, and the classifier still has a gradient."""
+    """Without foreground both losses are 0, and whatever learns of them has a gradient of 0."""
     model = make_model(trained, MIN_BOX=1000)
     images, proposals = make_batch()
     losses = model.mimic_losses(images, model.backbone(images.tensor), proposals)
     assert all(x == 0 for x in losses.values())
-    sum(losses.values()).backward()
-    assert all(p.grad is not None and not p.grad.any() for p in model.mimic_score.parameters())
+    for name, grad in gradients(model, sum(losses.values())).items():
+        learns = name.startswith((*SHARED, "mimic_score."))
+        assert grad is not None and not grad.any() if learns else grad is None, name
 
 
 def test_the_choice(trained):
@@ -262,6 +294,54 @@ def test_training_has_the_losses_of_both(trained):
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     with EventStorage():
         assert set(build_model(cfg)(make_inputs())) == set(losses) - mimic
+
+
+def without_objects(inputs):
+    return [{**x, "instances": x["instances"][:0]} for x in inputs]
+
+
+def train_a_step(rank, folder):
+    """Two images each; those of the second process have no objects. Saves all gradients."""
+    torch.set_num_threads(1)
+    options = dict(rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+    dist.init_process_group("gloo", f"file://{folder}/store", **options)
+    cfg = make_cfg()
+    cfg.MODEL.RESNETS.NORM = "naiveSyncBN"  # the one that runs on the CPU
+    torch.manual_seed(0)
+    model = DistributedDataParallel(build_model(cfg), broadcast_buffers=False)
+    for _ in range(2):  # the second finds a gradient that is missing in the first
+        with EventStorage():
+            losses = model(without_objects(make_inputs()) if rank == 1 else make_inputs())
+        sum(losses.values()).backward()
+    losses = {name: float(x.detach()) for name, x in losses.items()}
+    torch.save((losses, [p.grad for p in model.parameters()]), f"{folder}/{rank}.pth")
+    dist.destroy_process_group()
+
+
+TWO_PROCESSES = """
+import sys, torch
+from tests.modeling.test_mimic_rcnn import train_a_step
+torch.multiprocessing.start_processes(
+    train_a_step, (sys.argv[1],), nprocs=2, start_method="fork"
+)
+"""
+
+
+def test_a_process_without_foreground(tmp_path):
+    """Neither SyncBN nor DistributedDataParallel waits for it, and the gradients are the same."""
+    env = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_PROCESSES, tmp_path], env=env, timeout=300, **output
+    )
+    assert done.returncode == 0, done.stdout
+    (first, of_first), (second, of_second) = (
+        torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)
+    )
+    assert all(
+        first[name] > 0 and second[name] == 0 for name in ("loss_mimic_cos", "loss_mimic_cls")
+    )
+    assert all(torch.equal(*pair) for pair in zip(of_first, of_second))
 
 
 def test_inference_is_that_of_the_detector(trained):

@@ -21,14 +21,14 @@ def crop_patches(image: Tensor, boxes: Tensor, size: int) -> Tensor:
     Returns:
         Tensor: (R, C, S, S)
     """
-    height, width = image.shape[1:]
-    x0, y0, x1, y1 = (boxes / boxes.new_tensor([width, height, width, height])).unbind(1)
-    zero = torch.zeros_like(x0)
-    # From the square [-1, 1] to the box in an image of the same extent.
-    to_box = torch.stack((x1 - x0, zero, x0 + x1 - 1, zero, y1 - y0, y0 + y1 - 1), 1).view(-1, 2, 3)
+    # As fractions of the image's sides. No affine_grid: autocast makes its product one of 16 bits.
+    start, end = (boxes / boxes.new_tensor(image.shape[:0:-1]).repeat(2)).view(-1, 2, 2).unbind(1)
+    centres = (torch.arange(size, dtype=boxes.dtype, device=boxes.device) + 0.5) / size
+    x, y = (start[..., None] + (end - start)[..., None] * centres).unbind(1)
+    at = torch.stack((x[:, None].expand(-1, size, -1), y[..., None].expand(-1, -1, size)), dim=3)
     image = image.expand(len(boxes), *image.shape)
-    grid = F.affine_grid(to_box, (*image.shape[:2], size, size), align_corners=False)
-    return F.grid_sample(image, grid.to(image.dtype), padding_mode="border", align_corners=False)
+    grid = (2 * at - 1).to(image.dtype)  # the image is the square [-1, 1]
+    return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
 
 @META_ARCH_REGISTRY.register()
@@ -118,14 +118,18 @@ class MimicRCNN(GeneralizedRCNN):
             proposals: of each image, with `proposal_boxes` and `gt_classes`
         Returns:
             dict: "loss_mimic_cos" and "loss_mimic_cls". Without any foreground RoI both are 0, with
-            zero gradients of the classifier
+            zero gradients
         """
         chosen = [self.choose(p) for p in proposals]
         boxes = [p.proposal_boxes for p in chosen]
         classes = torch.cat([p.gt_classes for p in chosen])
+        weight = 1.0
         if len(classes) == 0:
-            zero = 0 * sum(p.sum() for p in self.mimic_score.parameters())
-            return {"loss_mimic_cos": zero, "loss_mimic_cls": zero}
+            # The first image as a whole, for nothing, so that all layers run: SyncBN waits for
+            # every process, and DistributedDataParallel for every gradient.
+            height, width = images.image_sizes[0]
+            boxes[0] = Boxes(boxes[0].tensor.new_tensor([[0, 0, width, height]]))
+            classes, weight = classes.new_zeros(1), 0.0
         patches = torch.cat(
             [
                 crop_patches(image, b.tensor, self.patch_size)
@@ -139,7 +143,10 @@ class MimicRCNN(GeneralizedRCNN):
         distance = 1 - F.cosine_similarity(student.float(), target.float(), dim=1)
         cos = distance.mean() if self.reduction == "mean" else distance.sum() / len(images)
         cls = F.cross_entropy(self.mimic_score(teacher).float(), classes)
-        return {"loss_mimic_cos": cos * self.cos_weight, "loss_mimic_cls": cls * self.cls_weight}
+        return {
+            "loss_mimic_cos": weight * self.cos_weight * cos,
+            "loss_mimic_cls": weight * self.cls_weight * cls,
+        }
 
     def choose(self, proposals: Instances) -> Instances:
         """`num_samples` foreground RoIs of an image, at random; all, where there are fewer."""
