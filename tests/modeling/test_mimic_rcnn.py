@@ -371,6 +371,11 @@ def test_inference_is_that_of_the_detector(trained):
         ("MODEL.MIMIC.SIZE", 0, "MODEL.MIMIC.SIZE is 0"),
         ("MODEL.MIMIC.REDUCTION", "sum", "MODEL.MIMIC.REDUCTION is sum"),
         ("MODEL.ROI_HEADS.NAME", "OHEMROIHeads", "NAME is OHEMROIHeads: MimicRCNN needs Deform"),
+        (
+            "MODEL.PROPOSAL_GENERATOR.NAME",
+            "PrecomputedProposals",
+            "MODEL.PROPOSAL_GENERATOR.NAME is",
+        ),
         ("MODEL.ROI_BOX_HEAD.NUM_FC", 0, "MODEL.ROI_BOX_HEAD.NUM_FC is 0"),
     ],
 )

@@ -164,6 +164,11 @@ def _check(cfg, backbone, roi_heads):
             f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}: MimicRCNN needs DeformROIHeads, "
             "or heads derived from it"
         )
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+        raise ValueError(
+            "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals: MimicRCNN needs one with "
+            "layers, such as RPN"
+        )
     if roi_heads.box_head.output_shape.height is not None:
         raise ValueError("MODEL.ROI_BOX_HEAD.NUM_FC is 0: MimicRCNN needs 1 or more")
     if keys.NUM_SAMPLES < 1:
