@@ -11,6 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
 from dcn_projects import add_dcn_config
+from dcn_projects.layers import DeformROIPool
 
 K, C = 3, 6
 SHAPES = {
@@ -109,6 +110,30 @@ def test_the_vector_of_a_roi_is_past_a_relu():
     pooled = heads.box_pooler([F.relu(heads.conv_new(maps["res5"]))], boxes)
     expected = F.relu(heads.box_head.fc2(F.relu(heads.box_head.fc1(pooled.flatten(1)))))
     assert_close(heads.box_features(maps, boxes), expected)
+
+
+@pytest.mark.parametrize("pooler", ["DeformROIPool", "ModulatedDeformROIPool"])
+def test_each_head_has_keys_of_its_own(pooler):
+    cfg = make_cfg(pooler, ["p2", "p3"], reduced=0)
+    of_box = dict(POOLER_GAMMA=0.3, POOLER_SAMPLING_RATIO=3, POOLER_FC_DIM=5)
+    cfg.MODEL.ROI_BOX_HEAD.update({**of_box, "POOLER_SHARE_LEVELS": False})
+    heads = build_roi_heads(cfg, SHAPES)
+    found = [
+        [
+            (layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.gamma)
+            for layer in pooler.modules()
+            if isinstance(layer, DeformROIPool)
+        ]
+        for pooler in (heads.box_pooler, heads.mask_pooler)
+    ]
+    assert found[0] == [((3, 3), scale, 3, 0.3) for scale in (1 / 4, 1 / 8)]
+    assert found[1] == [((4, 4), scale, 2, 0.1) for scale in (1 / 4, 1 / 8)]
+    if pooler == "ModulatedDeformROIPool":
+        widths = [
+            [branch[0].out_features for branch in pooler.offset_mask_fc]
+            for pooler in (heads.box_pooler, heads.mask_pooler)
+        ]
+        assert widths == [[5, 5], [8]]
 
 
 @pytest.mark.parametrize("head", ["ROI_BOX_HEAD", "ROI_MASK_HEAD"])

@@ -157,6 +157,13 @@ class HardPooledByAlign(OHEMROIHeads, PooledByAlign):
     pass
 
 
+@pytest.mark.parametrize("by_box_loss", [True, False])
+def test_keys_of_the_outputs(by_box_loss):
+    cfg = make_cfg("OHEMROIHeads", OHEM_BOX_LOSS=by_box_loss)
+    outputs = build_roi_heads(cfg, SHAPES).box_predictor
+    assert (outputs.ohem_num, outputs.ohem_box_loss) == (4, by_box_loss)
+
+
 def make_heads(cfg):
     """The heads, and maps, proposals and targets for them: three objects in each image."""
     torch.manual_seed(0)
