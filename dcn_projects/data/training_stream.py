@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import numpy as np
@@ -5,6 +6,8 @@ from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.data.build import _train_loader_from_config
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
 
 __all__ = ["build_exact_train_loader", "check_exact_resume"]
@@ -43,6 +46,22 @@ class TrainingStream(Dataset):
         return self.mapper(self.record(position))
 
 
+@functools.cache
+def image_size(path: str) -> tuple[int, int]:
+    """Width and height of an image as detectron2 reads it: turned as its EXIF data tell."""
+    with PathManager.open(path, "rb") as f, Image.open(f) as image:
+        turned = "exif" in image.info and image.getexif().get(0x0112, 1) >= 5  # orientation
+        return image.size[::-1] if turned else image.size
+
+
+def is_wide(record: dict) -> bool:
+    """What detectron2 groups images by. Where a record has no size, its mapper adds the file's."""
+    if "width" in record:
+        return record["width"] > record["height"]
+    width, height = image_size(record["file_name"])
+    return width > height
+
+
 class StreamSampler(Sampler):
     """
     Positions of a `TrainingStream` that this process reads, from a batch on. Batches are made by
@@ -65,8 +84,7 @@ class StreamSampler(Sampler):
         batches = 0
         while batches < self.first_batch:
             position = next(positions)
-            record = self.stream.record(position)
-            of_a_kind = waiting[record["width"] > record["height"]]
+            of_a_kind = waiting[is_wide(self.stream.record(position))]
             of_a_kind.append(position)
             if len(of_a_kind) == self.batch_size:
                 of_a_kind.clear()

@@ -6,8 +6,9 @@ import detectron2.data.build
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, detection_utils
 from detectron2.utils import comm
+from PIL import Image
 
 from dcn_projects import add_dcn_config
 from dcn_projects.data import build_exact_train_loader, check_exact_resume
@@ -25,22 +26,30 @@ def make_cfg(seed=3, **loader):
     return cfg
 
 
+def of_sizes(sizes):
+    return [dict(image_id=i, annotations=[{}], **size) for i, size in enumerate(sizes)]
+
+
 @pytest.fixture
-def dataset():
-    """Eleven records, four of them wider than high."""
-    records = [
-        dict(image_id=i, width=10 + (i % 3 == 1), height=10, annotations=[{}])
-        for i in range(NUM_IMAGES)
-    ]
-    DatasetCatalog.register("stream_test", lambda: records)
-    yield
+def register():
+    """register(records)"""
+    yield lambda records: DatasetCatalog.register("stream_test", lambda: records)
     DatasetCatalog.remove("stream_test")
+
+
+@pytest.fixture
+def dataset(register):
+    """Eleven records, four of them wider than high."""
+    register(of_sizes(dict(width=10 + (i % 3 == 1), height=10) for i in range(NUM_IMAGES)))
 
 
 def batches(cfg, first=0, count=BATCHES):
     """Of each batch the images, what their augmentation drew and what the model draws after."""
 
     def mapper(record):
+        if "file_name" in record:
+            image = detection_utils.read_image(record["file_name"])
+            detection_utils.check_image_size(record, image)
         return {**record, "drawn": torch.rand(()).item()}
 
     result = []
@@ -54,6 +63,21 @@ def batches(cfg, first=0, count=BATCHES):
 def test_from_any_iteration(first, dataset):
     torch.manual_seed(first)  # what was drawn before does not matter
     assert batches(make_cfg(), first, BATCHES - first) == batches(make_cfg())[first:]
+
+
+def test_records_without_sizes(register, tmp_path):
+    """As in semantic segmentation: the files tell. Half of those that are wide are turned."""
+    files = []
+    for i in range(NUM_IMAGES):
+        exif = Image.Exif()
+        exif[0x0112] = 6 if i % 2 else 3  # a quarter, half a turn
+        size = (11, 10) if (i % 3 == 1) != (i % 2) else (10, 11)
+        files.append(dict(file_name=str(tmp_path / f"{i}.jpg")))
+        Image.new("RGB", size).save(files[-1]["file_name"], exif=exif)
+    register(of_sizes(files))
+    expected = batches(make_cfg())
+    for first in (1, 6, 11):
+        assert batches(make_cfg(), first, BATCHES - first) == expected[first:]
 
 
 def test_every_epoch_is_another_order_of_all_images(dataset):
