@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from detectron2.config import configurable
-from detectron2.modeling import ROI_HEADS_REGISTRY, build_roi_heads
+from detectron2.config import configurable, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_anchor_generator, build_roi_heads
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -20,6 +21,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
+from dcn_projects import add_dcn_config
 from dcn_projects.checkpoint import load_trained
 from dcn_projects.modeling import (
     DynamicMatcher,
@@ -583,6 +585,37 @@ def test_heads_of_a_user():
         heads(None, *inputs)
     iou, error = slow_statistics(as_lists(*inputs[1:], append=True), 0.4, 4, 4)
     assert numbers(heads.dynamic) == pytest.approx((max(iou, 0.4), min(error, 1.0)))
+
+
+def test_keys_reach_the_component():
+    """Each with a value of its own, none that of another or the default."""
+
+    def make(**dynamic):
+        cfg = make_ohem_cfg("DynamicROIHeads", SMOOTH_L1_BETA=0.2)
+        cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [0.6]
+        cfg.MODEL.DYNAMIC_RCNN.update(dynamic)
+        return build_roi_heads(cfg, SHAPES).dynamic
+
+    dynamic = make(KI=7, KE=8, ITERATION_COUNT=9, WARMUP_IOU=0.3, WARMUP_BETA=0.7)
+    assert dynamic.options == dict(iou_rank=7, error_rank=8, reference_quirk=False)
+    assert numbers(dynamic) == (0.3, 0.7) and dynamic.period == 9
+    assert (dynamic.dla, dynamic.dsl, dynamic.sync) == (True, True, True)
+    assert numbers(make(DLA=False)) == (0.6, 1.0) and numbers(make(DSL=False)) == (0.4, 0.2)
+    assert not make(DLA=False).dla and not make(DSL=False).dsl
+    assert not make(SYNC=False).sync
+    assert make(REFERENCE_QUIRK=True).options["reference_quirk"]
+
+
+def test_anchors_of_the_original():
+    """Its first ones of strides 4 and 64, computed by hand; its x1 and y1 are inclusive."""
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_file(ROOT / "configs/Dynamic-RCNN/dynamic_rcnn_R_50_FPN_1x.yaml")
+    shapes = [ShapeSpec(stride=stride) for stride in (4, 8, 16, 32, 64)]
+    generator = build_anchor_generator(cfg, shapes)
+    levels = generator([torch.zeros(1, 1, 1, 1)] * 5)
+    assert levels[0].tensor.tolist() == [[-22, -10, 26, 14], [-14, -14, 18, 18], [-10, -22, 14, 26]]
+    assert levels[4].tensor.tolist()[0] == [-332, -152, 396, 216]
 
 
 MISTAKES = [
