@@ -179,6 +179,10 @@ MISTAKES = {
         ["GeneralizedRCNN", "RFCNROIHeads"],
     ),
     "other classes": ("MODEL.ROI_HEADS.NUM_CLASSES 3", ["NUM_CLASSES is 3", "mine", "10 classes"]),
+    "classes of pixels": (
+        "MODEL.META_ARCHITECTURE DeepLab MODEL.ROI_HEADS.NAME StandardROIHeads",
+        ["DeepLab", "classes of pixels", "mine"],
+    ),
     "divergence": ("SOLVER.BASE_LR 1e30 SOLVER.MAX_ITER 3", ["diverged", "SOLVER.BASE_LR"]),
     "missing weights": ("MODEL.WEIGHTS nowhere/model.pth", ["MODEL.WEIGHTS", "nowhere/model.pth"]),
     "truncated weights": ("MODEL.WEIGHTS {truncated}", ["MODEL.WEIGHTS", "cut.pth", "cut off"]),
@@ -295,7 +299,9 @@ def mistaken_labels(tmp_path):
     records = load_cityscapes_label_ids(f"{tmp_path}/leftImg8bit/train", f"{tmp_path}/gtFine/train")
     name = f"labels_{tmp_path.name}"
     DatasetCatalog.register(name, lambda: records)
-    MetadataCatalog.get(name).stuff_classes = [f"class {k}" for k in range(19)]
+    MetadataCatalog.get(name).set(
+        stuff_classes=[f"class {k}" for k in range(19)], evaluator_type="cityscapes_sem_seg"
+    )
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
@@ -309,6 +315,7 @@ def test_mistaken_labels(mistaken_labels, tmp_path):
     check_message(error, ["_labelIds.png has the label 77 at 4096 pixels, expected 0..33"])
     error = error_of(*options, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "21", config=config)
     check_message(error, ["SEM_SEG_HEAD.NUM_CLASSES is 21", mistaken_labels, "19 classes"])
+    check_message(error_of(*options), ["META_ARCHITECTURE RFCN finds objects", mistaken_labels])
 
 
 def test_missing_config_file():

@@ -49,7 +49,8 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     Args:
         names: of registered data sets
     Raises:
-        ValueError: if one, as far as it is known, has other classes than the heads
+        ValueError: if one, as far as it is known, is for models of another kind, or has other
+            classes than the heads
     """
     if issubclass(meta_architecture(cfg), GeneralizedRCNN):
         head, kind = "ROI_HEADS", "thing_classes"
@@ -58,7 +59,14 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     else:
         return
     expected = cfg.MODEL[head].NUM_CLASSES
+    others = {"coco", "pascal_voc"} if is_segmentor(cfg) else {"sem_seg", "cityscapes_sem_seg"}
     for name in names:
+        if MetadataCatalog.get(name).get("evaluator_type") in others:
+            finds = "the classes of pixels" if is_segmentor(cfg) else "objects"
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} finds {finds}, which data "
+                f"set {name} does not have"
+            )
         classes = MetadataCatalog.get(name).get(kind)
         if classes is not None and len(classes) != expected:
             raise ValueError(
