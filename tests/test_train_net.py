@@ -192,6 +192,10 @@ MISTAKES = {
         ["NMS_TYPE"],
     ),
     "windows": ("TEST.WINDOW_SIZE [64]", ["TEST.WINDOW_SIZE", "[64]"]),
+    "windows of a detector": (
+        "TEST.WINDOW_SIZE [64,64] TEST.WINDOW_STRIDE [32,32]",
+        ["TEST.WINDOW_SIZE", "RFCN", "DeepLab"],
+    ),
     "scales": (SCALES + " [480,576]", ["TEST.AUG.SCALES", "480"]),
     "augmentation of a cascade": (
         SCALES

@@ -5,7 +5,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, SemanticSegmentor
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
-from dcn_projects.modeling import RFCN, RFCNROIHeads, meta_architecture
+from dcn_projects.modeling import RFCN, DeepLab, RFCNROIHeads, meta_architecture
 from dcn_projects.modeling.box_nms import soft_nms_options
 from dcn_projects.modeling.meta_arch.deeplab import window_options
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
@@ -25,7 +25,11 @@ def check_heads(cfg: CfgNode) -> None:
             the test-time augmentation that the config asks for
     """
     soft_nms_options(cfg)
-    window_options(cfg)
+    if window_options(cfg)["window_size"] and not issubclass(meta_architecture(cfg), DeepLab):
+        raise ValueError(
+            f"TEST.WINDOW_SIZE: {cfg.MODEL.META_ARCHITECTURE} takes whole images. For windows of a "
+            "SemanticSegmentor take MODEL.META_ARCHITECTURE DeepLab"
+        )
     keys = cfg.MODEL.ROI_HEADS
     heads = ROI_HEADS_REGISTRY.get(keys.NAME)
     if issubclass(meta_architecture(cfg), RFCN) != issubclass(heads, RFCNROIHeads):
