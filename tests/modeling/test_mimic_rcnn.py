@@ -303,7 +303,7 @@ def without_objects(inputs):
 def train_a_step(rank, folder):
     """Two images each; those of the second process have no objects. Saves all gradients."""
     torch.set_num_threads(1)
-    options = dict(rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60))
+    options = dict(rank=rank, world_size=2, timeout=datetime.timedelta(seconds=200))
     dist.init_process_group("gloo", f"file://{folder}/store", **options)
     cfg = make_cfg()
     cfg.MODEL.RESNETS.NORM = "naiveSyncBN"  # the one that runs on the CPU
