@@ -42,7 +42,7 @@ class MimicRCNN(GeneralizedRCNN):
 
     Both losses reach backbone, RoI pooling with its offsets, and box head. The heads must be
     `DeformROIHeads` or derived from it. The patches are a batch of their own, which does not matter
-    to FrozenBN, GN and LN, but does to BN.
+    to FrozenBN and GN, but does to BN.
     """
 
     @configurable
