@@ -32,7 +32,7 @@ def model(tmp_path_factory):
     source, output = folder / "deeplab_cityscapes-0000.params", folder / "deeplab.pkl"
     write_params(source, load_network(GOLDENS, "deeplab"))
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    assert convert_weights(source, output, cfg, shapes) == "MXNet DeepLab"
+    assert convert_weights(source, output, cfg, shapes)[0] == "MXNet DeepLab"
     DetectionCheckpointer(model).load(str(output))
     return model
 

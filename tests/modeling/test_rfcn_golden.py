@@ -32,7 +32,7 @@ def model(tmp_path_factory):
     source, output = folder / "rfcn-0000.params", folder / "rfcn.pkl"
     write_params(source, load_network(GOLDENS, "rfcn"))
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    assert convert_weights(source, output, cfg, shapes) == "MXNet R-FCN"
+    assert convert_weights(source, output, cfg, shapes)[0] == "MXNet R-FCN"
     DetectionCheckpointer(model).load(str(output))
     return model
 
