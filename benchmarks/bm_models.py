@@ -35,6 +35,7 @@ QUICK_SEGMENTORS = {
     "DeepLab": ("DeepLab/deeplab_R_14_digits", "DeepLab/deformable_deeplab_R_14_digits"),
 }
 SEGMENTOR_SIZE = {"cpu": (512, 1024), "cuda": (1024, 2048)}
+MEMORY_SIZE = (1024, 2048)
 # Of deformable / plain.
 MUST = {"R-FCN": {"cpu": 1.35, "cuda": 1.10}, "DeepLab": {"cpu": 1.35, "cuda": 1.05}}
 MUST_MEMORY = 1.10
@@ -73,12 +74,12 @@ def models_table(report, pairs: dict[str, tuple[str, str]], size: tuple[int, int
 
 def peak_megabytes(config: str, image: torch.Tensor, args) -> float:
     call = inference(config, image, args.device)
-    return measure.peak_bytes(lambda: call()[0].values(), args) / 2**20
+    return measure.peak_allocated(lambda: call()[0].values(), args) / 2**20
 
 
 def memory_table(report, pairs: dict[str, tuple[str, str]], size: tuple[int, int], args):
     columns = ["model", "MB, plain", "MB, deformable", "deformable / plain", "must"]
-    note = f"Beside weights, image and result, of one image of {size[0]} x {size[1]}."
+    note = f"Beside weights and image, of one image of {size[0]} x {size[1]}."
     with report.table("Peak memory of inference", columns, note) as add:
         image = torch.randint(256, (3, *size), dtype=torch.uint8)
         for name, configs in pairs.items():
@@ -90,13 +91,13 @@ def main() -> bool:
     args = measure.parse_args(__doc__)
     report = measure.Report("models", args)
     if args.quick:
-        detectors, segmentors, sizes = QUICK_PAIRS, QUICK_SEGMENTORS, [(96, 128)] * 2
+        detectors, segmentors, sizes = QUICK_PAIRS, QUICK_SEGMENTORS, [(96, 128)] * 3
     else:
-        detectors, segmentors, sizes = PAIRS, SEGMENTORS, [(600, 1000), SEGMENTOR_SIZE[args.device]]
+        detectors, segmentors = PAIRS, SEGMENTORS
+        sizes = [(600, 1000), SEGMENTOR_SIZE[args.device], MEMORY_SIZE]
     models_table(report, detectors, sizes[0], args)
     models_table(report, segmentors, sizes[1], args)
-    if args.device == "cuda":
-        memory_table(report, segmentors, sizes[1], args)
+    memory_table(report, segmentors, sizes[2], args)
     return report.failed
 
 

@@ -262,6 +262,20 @@ def peak_bytes(call: Call, args: argparse.Namespace) -> int:
     return _status("VmHWM") - before - nbytes(result)
 
 
+def peak_allocated(call: Call, args: argparse.Namespace) -> int:
+    """
+    As `peak_bytes`, for the many allocations of a whole model, the result included on the CPU: what
+    the process holds depends there on what malloc keeps, so PyTorch's own count is taken.
+    """
+    if args.device == "cuda":
+        return peak_bytes(call, args)
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        call()
+    events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(itertools.accumulate(event.nbytes() for event in events))
+
+
 # Tables
 
 
