@@ -10,7 +10,7 @@ from .layouts import LAYOUTS
 from .scenes import SPLITS, WarpedDigits
 
 PARTIAL_FILE = "partial_" + RECIPE_FILE
-VERSION = 2  # of the recipe: to be raised when the same arguments draw other images
+VERSION = 2  # of the recipe: to be raised for new arguments, and when the same draw other images
 
 
 def make_dataset(
