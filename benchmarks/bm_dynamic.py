@@ -10,8 +10,8 @@ import measure
 import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from training_step import make_inputs, step
 
 from dcn_projects import add_dcn_config
 from dcn_projects.modeling import DynamicROIHeads
@@ -32,27 +32,6 @@ def make_model(config: str, device: str, heads: str) -> torch.nn.Module:
     cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [cfg.MODEL.DYNAMIC_RCNN.WARMUP_IOU]
     torch.manual_seed(0)
     return build_model(cfg).train()
-
-
-def make_inputs(size: tuple[int, int]) -> list[dict]:
-    torch.manual_seed(0)
-    inputs = []
-    for _ in range(IMAGES):
-        corner = torch.rand(OBJECTS, 2) * torch.tensor(size[::-1]) * 0.7
-        sides = 8 + torch.rand(OBJECTS, 2) * min(size) * 0.25
-        objects = Instances(size, gt_boxes=Boxes(torch.cat((corner, corner + sides), dim=1)))
-        objects.gt_classes = torch.zeros(OBJECTS, dtype=torch.int64)
-        image = torch.randint(256, (3, *size), dtype=torch.uint8)
-        inputs.append({"image": image, "instances": objects})
-    return inputs
-
-
-def step(model: torch.nn.Module, inputs: list[dict]) -> None:
-    """Forward and backward; the optimizer is the same for both."""
-    with EventStorage():
-        losses = model(inputs)
-    sum(losses.values()).backward()
-    model.zero_grad()
 
 
 def parts_alone(model: torch.nn.Module, inputs: list[dict]) -> measure.Call:
@@ -86,7 +65,7 @@ def steps_table(report, config: str, size: tuple[int, int], args):
     ]
     note = f"float32, {IMAGES} images of {size[0]} x {size[1]}, {OBJECTS} objects in each."
     with report.table("Training step", columns, note) as add:
-        inputs = make_inputs(size)
+        inputs = make_inputs(size, IMAGES, OBJECTS)
         models = {
             name: make_model(config, args.device, heads)
             for name, heads in [("plain", "OHEMROIHeads"), ("dynamic", "DynamicROIHeads")]

@@ -237,8 +237,8 @@ def _status(field: str) -> int:
 
 
 def nbytes(result) -> int:
-    """Of a tensor or a sequence of tensors, None among them."""
-    tensors = [result] if isinstance(result, torch.Tensor) else result
+    """Of a tensor, a sequence of tensors, None among them, or None."""
+    tensors = [result] if result is None or isinstance(result, torch.Tensor) else result
     return sum(t.numel() * t.element_size() for t in tensors if t is not None)
 
 
