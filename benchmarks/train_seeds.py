@@ -88,6 +88,9 @@ def main() -> None:
     parser.add_argument("--metrics", nargs="+", default=list(METRICS), help="to be printed")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE for train_net.py")
     args = parser.parse_args()
+    for config in args.configs:
+        if not config.is_file():
+            parser.error(f"no config {config} (KEY VALUE follow another option than --configs)")
 
     # Seeds in the outer loop: whatever is done when it is interrupted can be compared.
     jobs = [(config, seed) for seed in args.seeds for config in args.configs]

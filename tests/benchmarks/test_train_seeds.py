@@ -24,6 +24,9 @@ with open(options["OUTPUT_DIR"] + "/results.json", "w") as f:
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     (tmp_path / "train_net.py").write_text(TRAINING)
+    for name in ("a", "b", "broken"):
+        (tmp_path / f"{name}.yaml").touch()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(FOLDER))
     import measure
 
@@ -58,3 +61,9 @@ def test_nothing_is_run_twice_or_mixed_with_other_options(run, tmp_path):
 def test_a_failed_training_names_its_log(run):
     with pytest.raises(SystemExit, match="training failed: see .*/runs/broken/1/output.txt"):
         run("--configs", "broken.yaml", "--jobs", 1, "AP", "20")
+
+
+def test_a_key_in_place_of_a_config(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--configs", "a.yaml", "SOLVER.MAX_ITER", "20")
+    assert "no config SOLVER.MAX_ITER" in capsys.readouterr().err
