@@ -191,6 +191,11 @@ MISTAKES = {
         GAUSSIAN + " MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME StandardROIHeads",
         ["NMS_TYPE"],
     ),
+    "cascade with OHEM": (
+        "MODEL.ROI_BOX_HEAD.OHEM_NUM 8 MODEL.META_ARCHITECTURE GeneralizedRCNN"
+        + " MODEL.ROI_HEADS.NAME DynamicCascadeROIHeads",
+        ["OHEM_NUM", "DynamicCascadeROIHeads"],
+    ),
     "windows": ("TEST.WINDOW_SIZE [64]", ["TEST.WINDOW_SIZE", "[64]"]),
     "windows of a detector": (
         "TEST.WINDOW_SIZE [64,64] TEST.WINDOW_STRIDE [32,32]",

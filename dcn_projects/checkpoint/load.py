@@ -12,18 +12,18 @@ class _WholeCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
         if not isinstance(checkpoint["model"], Mapping):
             raise ValueError("it holds no parameters with names")
-        found = super()._load_model(checkpoint)
+        weights, own = dict(checkpoint["model"]), self.model.state_dict()
+        for name in [name for name in weights if name.endswith("dynamic.window")]:
+            # That of another number of processes is no part of the model: see DynamicTraining.
+            if name in own and own[name].shape != weights[name].shape:
+                del weights[name]
+        found = super()._load_model({**checkpoint, "model": weights})
         # FrozenBatchNorm2d has no such counter, BatchNorm2d has.
         missing, unknown = (
             [name for name in names if not name.endswith("num_batches_tracked")]
             for names in (found.missing_keys, found.unexpected_keys)
         )
-        shapes = [
-            f"{name} {got} and not {want}"
-            for name, got, want in found.incorrect_shapes
-            # That of another number of processes is left out: see DynamicTraining.
-            if not name.endswith("dynamic.window")
-        ]
+        shapes = [f"{name} {got} and not {want}" for name, got, want in found.incorrect_shapes]
         unfit = {name for name, *_ in found.incorrect_shapes}
         problems = {
             "it lacks": [name for name in missing if name not in unfit],

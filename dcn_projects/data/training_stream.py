@@ -1,5 +1,6 @@
 import functools
 import itertools
+from collections.abc import Iterator
 
 import numpy as np
 from detectron2.data import DatasetFromList, build_detection_train_loader
@@ -8,42 +9,18 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
 from PIL import Image
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import IterableDataset, get_worker_info
 
 __all__ = ["build_exact_train_loader", "check_exact_resume"]
+
+
+# What random numbers are for; the first of the numbers that seed them.
+IMAGE, MODEL = range(2)
 
 
 def seed_by(*numbers: int) -> None:
     """Seed all random numbers of this process by several numbers, none below 0."""
     seed_all_rng(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-
-
-class TrainingStream(Dataset):
-    """
-    The images of a training in the order in which it sees them, epoch after epoch, each shuffled.
-    What is at a position, and how it is augmented, depends on the seed and the position alone.
-    """
-
-    def __init__(self, records, mapper, seed: int):
-        """
-        Args:
-            records: detectron2's records of the images
-            mapper: of a record to what the model takes
-            seed: 0 or more
-        """
-        self.records, self.mapper, self.seed = records, mapper, seed
-        self.epoch = None
-
-    def record(self, position: int) -> dict:
-        epoch, i = divmod(position, len(self.records))
-        if epoch != self.epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            self.epoch, self.order = epoch, rng.permutation(len(self.records))
-        return self.records[self.order[i]]
-
-    def __getitem__(self, position: int):
-        seed_by(self.seed, position)
-        return self.mapper(self.record(position))
 
 
 @functools.cache
@@ -62,34 +39,57 @@ def is_wide(record: dict) -> bool:
     return width > height
 
 
-class StreamSampler(Sampler):
+class TrainingStream(IterableDataset):
     """
-    Positions of a `TrainingStream` that this process reads, from a batch on. Batches are made by
-    detectron2, of images that are all wider than high or all not; those that were read and wait
-    for others of their kind come first.
+    The images that this process reads in a training, from a batch on: every epoch shuffled anew,
+    dealt out to the processes in turn. What is at a position, and how it is augmented, depends on
+    the seed and the position alone.
+
+    Batches are made by detectron2, of images that are all wider than high or all not; those that
+    were read and wait for others of their kind come first.
     """
 
-    def __init__(self, stream: TrainingStream, batch_size: int, first_batch: int):
+    def __init__(self, records, mapper, seed: int, batch_size: int, first_batch: int):
         """
         Args:
+            records: detectron2's records of the images
+            mapper: of a record to what the model takes
+            seed: 0 or more
             batch_size: of this process
             first_batch: counted from 0
         """
-        self.stream, self.batch_size, self.first_batch = stream, batch_size, first_batch
+        self.records, self.mapper, self.seed = records, mapper, seed
+        self.batch_size, self.first_batch = batch_size, first_batch
         self.rank, self.processes = comm.get_rank(), comm.get_world_size()
+        self.epoch = None
 
-    def __iter__(self):
+    def record(self, position: int) -> dict:
+        epoch, i = divmod(position, len(self.records))
+        if epoch != self.epoch:
+            rng = np.random.default_rng((self.seed, epoch))
+            self.epoch, self.order = epoch, rng.permutation(len(self.records))
+        return self.records[self.order[i]]
+
+    def positions(self) -> Iterator[int]:
         positions = itertools.count(self.rank, self.processes)
         waiting = [], []
         batches = 0
         while batches < self.first_batch:
             position = next(positions)
-            of_a_kind = waiting[is_wide(self.stream.record(position))]
+            of_a_kind = waiting[is_wide(self.record(position))]
             of_a_kind.append(position)
             if len(of_a_kind) == self.batch_size:
                 of_a_kind.clear()
                 batches += 1
         yield from itertools.chain(*waiting, positions)
+
+    def __iter__(self):
+        # The loader takes one image of each of its workers in turn.
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for position in itertools.islice(self.positions(), first, None, step):
+            seed_by(IMAGE, self.seed, position)
+            yield self.mapper(self.record(position))
 
 
 class SeededBatches:
@@ -101,19 +101,30 @@ class SeededBatches:
     def __iter__(self):
         for iteration, batch in enumerate(self.loader, self.first_iteration):
             # The loader has drawn too, more for its first batch than for others.
-            seed_by(self.seed, iteration, comm.get_rank())
+            seed_by(MODEL, self.seed, iteration, comm.get_rank())
             yield batch
 
 
 def check_exact_resume(cfg) -> None:
     """Raises ValueError if DATALOADER.EXACT_RESUME is on beside keys that make it impossible."""
-    keys = cfg.DATALOADER
-    if keys.EXACT_RESUME and cfg.SEED < 0:
+    if not cfg.DATALOADER.EXACT_RESUME:
+        return
+    if cfg.SEED < 0:
         raise ValueError("DATALOADER.EXACT_RESUME needs a SEED of 0 or more")
-    if keys.EXACT_RESUME and keys.SAMPLER_TRAIN != "TrainingSampler":
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ValueError("DATALOADER.EXACT_RESUME needs DATALOADER.SAMPLER_TRAIN TrainingSampler")
-    if keys.EXACT_RESUME and not keys.ASPECT_RATIO_GROUPING:
+    if not cfg.DATALOADER.ASPECT_RATIO_GROUPING:
         raise ValueError("DATALOADER.EXACT_RESUME needs DATALOADER.ASPECT_RATIO_GROUPING True")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        raise ValueError(
+            "DATALOADER.EXACT_RESUME needs TEST.PRECISE_BN.ENABLED False: its images are others "
+            "after a resumption"
+        )
+    if not cfg.MODEL.DYNAMIC_RCNN.SYNC and comm.get_world_size() > 1:
+        raise ValueError(
+            "DATALOADER.EXACT_RESUME on several processes needs MODEL.DYNAMIC_RCNN.SYNC True: a "
+            "checkpoint has the thresholds of one process"
+        )
 
 
 def build_exact_train_loader(cfg, mapper, first_iteration: int):
@@ -126,9 +137,8 @@ def build_exact_train_loader(cfg, mapper, first_iteration: int):
         first_iteration: counted from 0
     """
     options = _train_loader_from_config(cfg, mapper=mapper)
-    stream = TrainingStream(DatasetFromList(options["dataset"], copy=False), mapper, cfg.SEED)
+    records = DatasetFromList(options["dataset"], copy=False)
     batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-    options.update(
-        dataset=stream, mapper=None, sampler=StreamSampler(stream, batch_size, first_iteration)
-    )
+    stream = TrainingStream(records, mapper, cfg.SEED, batch_size, first_iteration)
+    options.update(dataset=stream, mapper=None, sampler=None)
     return SeededBatches(build_detection_train_loader(**options), cfg.SEED, first_iteration)

@@ -37,11 +37,17 @@ def check_heads(cfg: CfgNode) -> None:
             f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE} and MODEL.ROI_HEADS.NAME "
             f"{keys.NAME}: the position-sensitive maps of RFCN are for RFCNROIHeads and no others"
         )
-    if keys.NMS_TYPE != "hard" and heads.__module__.startswith("detectron2."):
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NMS_TYPE {keys.NMS_TYPE}: {keys.NAME} of detectron2 has hard NMS "
-            "only. For Faster and Mask R-CNN take MODEL.ROI_HEADS.NAME OHEMROIHeads"
-        )
+    # Those of a cascade have detectron2's boxes.
+    if heads.__module__.startswith("detectron2.") or issubclass(heads, CascadeROIHeads):
+        asked = {
+            "ROI_HEADS.NMS_TYPE": keys.NMS_TYPE != "hard",
+            "ROI_BOX_HEAD.OHEM_NUM": cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM > 0,
+        }
+        if names := [f"MODEL.{key}" for key, is_asked in asked.items() if is_asked]:
+            raise ValueError(
+                f"{' and '.join(names)}: {keys.NAME} has hard NMS and no OHEM. For Faster and Mask "
+                "R-CNN take MODEL.ROI_HEADS.NAME OHEMROIHeads"
+            )
     if cfg.TEST.AUG.ENABLED:
         raw = augmentation_options(cfg)["raw"]
         if raw and issubclass(heads, CascadeROIHeads):

@@ -6,11 +6,12 @@ __all__ = ["MetricPrinter"]
 
 
 class _WithDynamicNumbers(logging.LoggerAdapter):
-    """Adds the numbers of Dynamic R-CNN to every line, where there are some."""
+    """Adds thresholds and betas of Dynamic R-CNN to every line, where there are some."""
 
     def process(self, msg, kwargs):
         scalars = get_event_storage().latest()
-        numbers = [(k, v) for k, (v, _) in scalars.items() if k.startswith("dynamic_rcnn/")]
+        prefixes = "dynamic_rcnn/iou_threshold", "dynamic_rcnn/beta"
+        numbers = [(k, v) for k, (v, _) in scalars.items() if k.startswith(prefixes)]
         added = "".join(f"  {k.removeprefix('dynamic_rcnn/')}: {v:.4g}" for k, v in numbers)
         return msg + added, kwargs
 

@@ -70,8 +70,10 @@ def proposal_statistics(
 
 def gather(values: Tensor) -> Tensor:
     """
+    Exchange values between all processes, each of which must call it.
+
     Args:
-        values: (...), on every process
+        values: (...), floating-point, of the same shape on every process
     Returns:
         Tensor: (processes, ...), the same on all. A sum with zeros, which every backend has for
             every device, and which leaves the values as they are
@@ -131,6 +133,7 @@ class DynamicTraining(nn.Module):
             iou_rank=iou_rank, error_rank=error_rank, reference_quirk=reference_quirk
         )
         self.measured = [None] * len(thresholds)
+        self.start_message = ""
         # In the precision of Python's numbers, of which these are a copy.
         self.register_buffer("iou_threshold", torch.tensor(thresholds, dtype=torch.float64))
         self.register_buffer("beta", torch.tensor(betas, dtype=torch.float64))
@@ -139,14 +142,22 @@ class DynamicTraining(nn.Module):
         self.register_buffer("window", window)
 
     @classmethod
-    def from_config(cls, cfg, thresholds: Sequence[float]):
+    def from_config(cls, cfg, thresholds: Sequence[float], key: str):
         """
         Args:
             thresholds: IoU at the start of each stage
+            key: of MODEL, that tells them
         Raises:
             ValueError: naming the key whose value cannot be used
         """
         keys, head = cfg.MODEL.DYNAMIC_RCNN, cfg.MODEL.ROI_BOX_HEAD
+        if not all(0 < threshold < 1 for threshold in thresholds):
+            raise ValueError(f"MODEL.{key} is {thresholds}, expected IoUs between 0 and 1")
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            raise ValueError(
+                "TEST.PRECISE_BN.ENABLED: its forward passes would count as iterations of Dynamic "
+                "R-CNN"
+            )
         for name in ("KI", "KE", "ITERATION_COUNT"):
             if keys[name] < 1:
                 raise ValueError(f"MODEL.DYNAMIC_RCNN.{name} is {keys[name]}, expected 1 or more")
@@ -206,14 +217,15 @@ class DynamicTraining(nn.Module):
     def end_iteration(self) -> None:
         """
         Log the numbers of this iteration and keep its statistics. At the end of a window compute
-        the numbers of the next one. All processes must call it in every iteration.
+        the numbers of the next one. All processes must call it in every iteration, after
+        `begin_stage` of all stages, within an EventStorage.
         """
+        if self.start_message:
+            logging.getLogger(__name__).warning(self.start_message)
+            self.start_message = ""
         storage = get_event_storage()
         for stage, (matcher, loss) in enumerate(zip(self.matchers, self.losses)):
-            suffix = f"_stage{stage}" if len(self.matchers) > 1 else ""
-            numbers = {"iou_threshold": matcher.threshold, "beta": loss.beta}
-            for name, value in numbers.items():
-                storage.put_scalar(f"dynamic_rcnn/{name}{suffix}", value, smoothing_hint=False)
+            self._log(stage, iou_threshold=matcher.threshold, beta=loss.beta)
 
         row = storage.iter % self.period
         if row == 0:
@@ -223,14 +235,20 @@ class DynamicTraining(nn.Module):
         if row == self.period - 1:
             self._update(storage.iter)
 
+    def _log(self, stage: int, **numbers: float):
+        suffix = f"_stage{stage}" if len(self.matchers) > 1 else ""
+        for name, value in numbers.items():
+            name = f"dynamic_rcnn/{name}{suffix}"
+            get_event_storage().put_scalar(name, value, smoothing_hint=False)
+
     def _update(self, iteration: int):
         """Compute threshold and beta of every stage from the window."""
-        of_stages = self.window.flatten(0, 1).permute(1, 2, 0).tolist()
-        for matcher, loss, (ious, errors) in zip(self.matchers, self.losses, of_stages):
-            if self.dla:
-                matcher.update([x for x in ious if x >= 0])
-            if self.dsl:
-                loss.update([x for x in errors if x >= 0])
+        for stage, statistics in enumerate(self.window.flatten(0, 1).permute(1, 2, 0).tolist()):
+            ious, errors = ([x for x in values if x >= 0] for values in statistics)
+            if self.dla and ious:
+                self._log(stage, iou_kth=self.matchers[stage].update(ious))
+            if self.dsl and errors:
+                self._log(stage, error_kth=self.losses[stage].update(errors))
         for stage, (matcher, loss) in enumerate(zip(self.matchers, self.losses)):
             self.iou_threshold[stage] = matcher.threshold
             self.beta[stage] = loss.beta
@@ -254,7 +272,7 @@ class DynamicTraining(nn.Module):
         saved = {name: state_dict.get(prefix + name) for name in start}
         fits = {name: x is not None and x.shape == start[name].shape for name, x in saved.items()}
         if not (fits["iou_threshold"] and fits["beta"]):
-            logging.getLogger(__name__).warning(
+            self.start_message = (  # for who trains, and not for who evaluates
                 "The checkpoint has no state of Dynamic R-CNN: the IoU threshold starts at "
                 f"{start['iou_threshold'].tolist()}, beta at {start['beta'].tolist()}."
             )
@@ -263,9 +281,10 @@ class DynamicTraining(nn.Module):
             if not fits[name]:
                 state_dict[prefix + name] = value
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        # The bounds of the checkpoint's config may have been others.
         if self.dla:
             for matcher, threshold in zip(self.matchers, self.iou_threshold.tolist()):
-                matcher.threshold = threshold
+                matcher.threshold = max(threshold, matcher.lowest)
         if self.dsl:
             for loss, beta in zip(self.losses, self.beta.tolist()):
-                loss.beta = beta
+                loss.beta = min(beta, loss.highest)

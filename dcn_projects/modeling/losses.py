@@ -13,6 +13,8 @@ class DynamicSmoothL1:
     """
     SmoothL1 whose beta follows the regression errors of the proposals: dynamic SmoothL1 loss of
     Dynamic R-CNN (arXiv 2004.06002, Sec. 4.2). A smaller beta gives precise boxes larger gradients.
+    Heads of detectron2, which have this loss with a fixed beta, are given the present one instead
+    (see `DynamicTraining`).
     """
 
     def __init__(self, beta: float):
@@ -23,15 +25,18 @@ class DynamicSmoothL1:
         """
         self.beta = self.highest = beta
 
-    def update(self, errors: Sequence[float]) -> None:
+    def update(self, errors: Sequence[float]) -> float:
         """
         Args:
-            errors: the K_beta-th smallest error in each iteration of a window. The upper one of
-                their medians is the new beta. It stays if there are none, or if the median is 0
+            errors: the K_beta-th smallest error in each iteration of a window, at least one
+        Returns:
+            float: the upper one of their medians, which is the new beta unless it is above the
+                highest. If it is 0, beta stays
         """
-        median = sorted(errors)[len(errors) // 2] if errors else 0.0
+        median = sorted(errors)[len(errors) // 2]
         if median >= MIN_BETA:
             self.beta = min(median, self.highest)
+        return median
 
     def __call__(self, input: Tensor, target: Tensor) -> Tensor:
         """

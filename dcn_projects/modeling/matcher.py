@@ -28,11 +28,13 @@ class DynamicMatcher(Matcher):
     def threshold(self, value: float):
         self.thresholds[1] = value
 
-    def update(self, ious: Sequence[float]) -> None:
+    def update(self, ious: Sequence[float]) -> float:
         """
         Args:
-            ious: the IoU of the K_I-th best proposal in each iteration of a window. Their mean is
-                the new threshold; if there are none it stays
+            ious: the IoU of the K_I-th best proposal in each iteration of a window, at least one
+        Returns:
+            float: their mean, which is the new threshold unless it is below the lowest
         """
-        if ious:
-            self.threshold = max(math.fsum(ious) / len(ious), self.lowest)
+        mean = math.fsum(ious) / len(ious)
+        self.threshold = max(mean, self.lowest)
+        return mean

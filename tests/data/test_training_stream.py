@@ -22,7 +22,7 @@ def make_cfg(seed=3, **loader):
     cfg.DATASETS.TRAIN = ("stream_test",)
     cfg.SOLVER.IMS_PER_BATCH = 3
     cfg.SEED = seed
-    cfg.DATALOADER.update(dict(EXACT_RESUME=True, NUM_WORKERS=0, **loader))
+    cfg.DATALOADER.update({"EXACT_RESUME": True, "NUM_WORKERS": 0, **loader})
     return cfg
 
 
@@ -65,6 +65,12 @@ def test_from_any_iteration(first, dataset):
     assert batches(make_cfg(), first, BATCHES - first) == batches(make_cfg())[first:]
 
 
+def test_workers_of_the_loader_share_the_images(dataset):
+    expected = batches(make_cfg())
+    for first in (0, 1, 6):
+        assert batches(make_cfg(NUM_WORKERS=2), first, 6) == expected[first : first + 6]
+
+
 def test_records_without_sizes(register, tmp_path):
     """As in semantic segmentation: the files tell. Half of those that are wide are turned."""
     files = []
@@ -105,6 +111,19 @@ def test_seeds_differ(dataset):
 def test_impossible_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         check_exact_resume(make_cfg(**options))
+
+
+def test_other_keys_that_make_it_impossible(monkeypatch):
+    cfg = make_cfg()
+    cfg.MODEL.DYNAMIC_RCNN.SYNC = False
+    check_exact_resume(cfg)
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="MODEL.DYNAMIC_RCNN.SYNC True"):
+        check_exact_resume(cfg)
+    cfg = make_cfg()
+    cfg.TEST.PRECISE_BN.ENABLED = True
+    with pytest.raises(ValueError, match="TEST.PRECISE_BN"):
+        check_exact_resume(cfg)
 
 
 def test_two_processes_share_the_stream(dataset, monkeypatch):

@@ -130,8 +130,11 @@ def test_iterations_without_objects_do_not_count(absent):
             run_iteration(dynamic, storage, *values)
     rest = [iou for i, iou in enumerate(ious) if i != absent]
     assert dynamic.matchers[0].threshold == pytest.approx(max(sum(rest) / 3, 0.4))
+    # What the bounds hide can be seen.
+    assert storage.latest()["dynamic_rcnn/iou_kth"] == (pytest.approx(sum(rest) / 3), 3)
     rest = sorted(error for i, error in enumerate(errors) if i != absent)
     assert dynamic.losses[0].beta == pytest.approx(rest[1])
+    assert storage.latest()["dynamic_rcnn/error_kth"] == (pytest.approx(rest[1]), 3)
 
 
 def test_a_window_without_objects_changes_nothing():
@@ -433,7 +436,9 @@ def test_another_number_of_processes(two_processes, tmp_path, warned):
     assert (model["dynamic"].window == ABSENT).all()
     (warning,) = warned
     assert "dynamic.window" in warning
+    warned.clear()
     load_trained(model, str(tmp_path / "two.pth"))  # this is not another model
+    assert numbers(model["dynamic"]) == two_processes[0]["together"][1] and not warned
 
 
 def test_checkpoints_of_other_models(tmp_path, warned):
@@ -448,8 +453,19 @@ def test_checkpoints_of_other_models(tmp_path, warned):
     Checkpointer(heads).load(str(tmp_path / "plain.pth"))
     assert_close(dict(heads.named_parameters()), dict(plain.named_parameters()))
     assert numbers(heads.dynamic) == (0.4, 1.0) and (heads.dynamic.window == ABSENT).all()
+    assert not warned  # it may be there to be evaluated
+    with EventStorage() as storage:
+        for _ in range(2):
+            run_iteration(heads.dynamic, storage, 0.5, 0.5)
     (warning,) = warned
     assert "no state of Dynamic R-CNN" in warning and "0.4" in warning
+
+
+def test_a_checkpoint_of_other_bounds():
+    dynamic, saved = make_dynamic(), make_dynamic().state_dict()
+    saved["iou_threshold"], saved["beta"] = torch.tensor([0.3]), torch.tensor([1.5])
+    dynamic.load_state_dict(saved)
+    assert numbers(dynamic) == (0.4, 1.0)
 
 
 def make_cfg(name="DynamicROIHeads", ohem=0, **dynamic):
@@ -563,7 +579,9 @@ class DynamicRFCNROIHeads(RFCNROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape):
-        dynamic = DynamicTraining.from_config(cfg, [cfg.MODEL.DYNAMIC_RCNN.WARMUP_IOU])
+        dynamic = DynamicTraining.from_config(
+            cfg, [cfg.MODEL.DYNAMIC_RCNN.WARMUP_IOU], "DYNAMIC_RCNN.WARMUP_IOU"
+        )
         ret = super().from_config(cfg, input_shape)
         return {**ret, "dynamic": dynamic, "proposal_matcher": dynamic.matchers[0]}
 
@@ -629,6 +647,15 @@ MISTAKES = [
         "ROI_HEADS.IOU_THRESHOLDS",
     ),
     ({}, dict(ROI_BOX_HEAD=dict(BBOX_REG_LOSS_TYPE="giou")), "BBOX_REG_LOSS_TYPE is giou"),
+    (
+        {},
+        dict(
+            ROI_HEADS=dict(NAME="DynamicCascadeROIHeads", IOU_THRESHOLDS=[1.5]),
+            ROI_BOX_HEAD=dict(CLS_AGNOSTIC_BBOX_REG=True),
+            ROI_BOX_CASCADE_HEAD=dict(IOUS=[1.5, 0.6, 0.7]),
+        ),
+        r"ROI_BOX_CASCADE_HEAD.IOUS is \[1.5",
+    ),
 ]
 
 
@@ -639,4 +666,11 @@ def test_impossible_options_are_named(dynamic, others, message):
     for node, values in others.items():
         cfg.MODEL[node].update(values)
     with pytest.raises(ValueError, match=message):
+        build_roi_heads(cfg, SHAPES)
+
+
+def test_forward_passes_that_are_not_training_are_refused():
+    cfg = make_cfg()
+    cfg.TEST.PRECISE_BN.ENABLED = True
+    with pytest.raises(ValueError, match="TEST.PRECISE_BN.ENABLED"):
         build_roi_heads(cfg, SHAPES)

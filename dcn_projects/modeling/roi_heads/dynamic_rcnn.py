@@ -26,9 +26,9 @@ class DynamicROIHeads(OHEMROIHeads):
         keys = cfg.MODEL.DYNAMIC_RCNN
         key = "DYNAMIC_RCNN.WARMUP_IOU" if keys.DLA else "ROI_HEADS.IOU_THRESHOLDS"
         thresholds = [keys.WARMUP_IOU] if keys.DLA else list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS)
-        if len(thresholds) != 1 or not 0 < thresholds[0] < 1:
-            raise ValueError(f"MODEL.{key} is {thresholds}, expected one IoU between 0 and 1")
-        ret["dynamic"] = DynamicTraining.from_config(cfg, thresholds)
+        if len(thresholds) != 1:
+            raise ValueError(f"MODEL.{key} is {thresholds}, expected one IoU")
+        ret["dynamic"] = DynamicTraining.from_config(cfg, thresholds, key)
         return ret
 
     def forward(self, images, features, proposals, targets=None):
@@ -61,7 +61,7 @@ class DynamicCascadeROIHeads(CascadeROIHeads):
         ret = super().from_config(cfg, input_shape)
         ret.pop("proposal_matchers")
         thresholds = cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS
-        ret["dynamic"] = DynamicTraining.from_config(cfg, thresholds)
+        ret["dynamic"] = DynamicTraining.from_config(cfg, thresholds, "ROI_BOX_CASCADE_HEAD.IOUS")
         return ret
 
     def forward(self, images, features, proposals, targets=None):
