@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import sys
+from pathlib import Path
 
 import torch
 from detectron2.data import (
@@ -43,6 +44,7 @@ from dcn_projects.engine import (
     check_classes,
     check_heads,
     is_segmentor,
+    last_checkpoint,
     launch,
     one_line_errors,
     option_pairs,
@@ -210,10 +212,10 @@ def check_files(cfg, args):
 
 def weights_to_load(cfg, args) -> tuple[str, str]:
     """Their path, and what it is told by."""
-    last = os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    if args.resume and not args.eval_only and os.path.exists(last):
-        with open(last) as f:
-            return os.path.join(cfg.OUTPUT_DIR, f.read().strip()), last
+    if args.resume and not args.eval_only:
+        last = last_checkpoint(Path(cfg.OUTPUT_DIR))
+        if last is not None:
+            return str(last), os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
     return cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
 
 

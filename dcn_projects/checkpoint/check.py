@@ -1,3 +1,4 @@
+import mmap
 import os
 import pickle
 import zipfile
@@ -5,6 +6,9 @@ import zipfile
 from detectron2.utils.file_io import PathManager
 
 __all__ = ["check_weights"]
+
+# A parameter of all models of maskrcnn-benchmark.
+_ORIGINAL_NAME = b"backbone.body.stem.conv1"
 
 
 def check_weights(path: str, told_by: str = "MODEL.WEIGHTS") -> None:
@@ -62,9 +66,19 @@ def _original(path: str) -> str:
     """Whose weights a file has, of which detectron2 would match no name; '' if its own."""
     if path.endswith((".params", ".npz")):
         return "MXNet" if path.endswith(".params") else "tensorpack"
-    if path.endswith(".pth") and zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if any(b"backbone.body.stem.conv1" in archive.read(name) for name in names):
-                return "maskrcnn-benchmark"
+    if path.endswith(".pth") and _mentions(path, _ORIGINAL_NAME):
+        return "maskrcnn-benchmark"
     return ""
+
+
+def _mentions(path: str, name: bytes) -> bool:
+    """Whether a checkpoint of torch has a name in it."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            pickles = [entry for entry in archive.namelist() if entry.endswith("/data.pkl")]
+            return any(name in archive.read(entry) for entry in pickles)
+    if os.path.getsize(path) == 0:
+        return False
+    # Of torch < 1.6: pickles, and the numbers behind them.
+    with open(path, "rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(name) >= 0

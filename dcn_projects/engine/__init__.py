@@ -1,6 +1,6 @@
 from .arguments import parse_arguments
 from .check import check_classes, check_heads, is_segmentor
-from .checkpoints import mirrored_output_dir, weights_to_evaluate
+from .checkpoints import last_checkpoint, mirrored_output_dir, weights_to_evaluate
 from .config import one_line_errors, read_config
 from .launch import launch
 from .metric_printer import MetricPrinter
@@ -15,6 +15,7 @@ __all__ = [
     "check_classes",
     "check_heads",
     "is_segmentor",
+    "last_checkpoint",
     "launch",
     "load_predictor",
     "mirrored_output_dir",

@@ -1,7 +1,12 @@
 import os
+import re
 from pathlib import Path
 
-__all__ = ["mirrored_output_dir", "weights_to_evaluate"]
+import torch
+
+from dcn_projects.checkpoint import check_weights
+
+__all__ = ["last_checkpoint", "mirrored_output_dir", "weights_to_evaluate"]
 
 
 def mirrored_output_dir(root: str, config_file: str) -> str:
@@ -34,10 +39,10 @@ def weights_to_evaluate(cfg, iteration: int | None, weights_given: bool) -> str:
     if iteration is not None:
         if weights_given:
             raise ValueError("--eval-iter and MODEL.WEIGHTS: give one of them")
-        return checkpoint_after(folder, iteration, cfg.SOLVER.MAX_ITER)
-    last = folder / "last_checkpoint"
-    if not weights_given and last.exists():
-        return str(folder / last.read_text().strip())
+        return str(checkpoint_after(folder, iteration))
+    last = None if weights_given else last_checkpoint(folder)
+    if last is not None:
+        return str(last)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
             f"MODEL.WEIGHTS is empty and OUTPUT_DIR {folder} has no checkpoint: name the one to "
@@ -46,17 +51,51 @@ def weights_to_evaluate(cfg, iteration: int | None, weights_given: bool) -> str:
     return cfg.MODEL.WEIGHTS
 
 
-def checkpoint_after(folder: Path, iteration: int, max_iter: int) -> str:
-    """Arguments of `weights_to_evaluate`; detectron2 counts the iterations of files from 0."""
-    names = [f"model_{iteration - 1:07d}.pth"]
-    if iteration == max_iter:
-        names.append("model_final.pth")
-    for name in names:
-        if (folder / name).exists():
-            return str(folder / name)
-    there = sorted(int(p.stem[6:]) + 1 for p in folder.glob("model_[0-9]*.pth"))
-    there = [*map(str, there), *(f"{max_iter} (final)" for _ in folder.glob("model_final.pth"))]
-    raise FileNotFoundError(
-        f"--eval-iter {iteration}: {folder} has no {' or '.join(names)}, only those of iterations "
-        f"{', '.join(there) or '(none)'}"
-    )
+def numbered(folder: Path) -> dict[int, Path]:
+    """Iterations done -> checkpoint. detectron2 counts those in the names from 0."""
+    matches = [(p, re.fullmatch(r"model_(\d+)\.pth", p.name)) for p in folder.glob("model_*.pth")]
+    return {int(match[1]) + 1: path for path, match in sorted(matches) if match}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """
+    The checkpoint that `last_checkpoint` in a folder names; None if there is no such file. Where it
+    names none that is there, as after a crash while it was written, it is made to name the newest.
+
+    Raises:
+        FileNotFoundError: if there is none at all
+    """
+    told_by = folder / "last_checkpoint"
+    if not told_by.exists():
+        return None
+    name = told_by.read_text().strip()
+    if name and (folder / name).is_file():
+        return folder / name
+    there = numbered(folder)
+    if not there:
+        raise FileNotFoundError(
+            f"{told_by} names {name or 'nothing'}, which is not there: delete it"
+        )
+    newest = there[max(there)]
+    print(f"{told_by} names {name or 'nothing'}, which is not there: {newest.name} is taken.")
+    part = folder / f"last_checkpoint.{os.getpid()}"  # several processes may do this at a time
+    part.write_text(newest.name)
+    part.replace(told_by)
+    return newest
+
+
+def checkpoint_after(folder: Path, iteration: int) -> Path:
+    """As `weights_to_evaluate`. The final one has its iteration inside."""
+    there = numbered(folder)
+    final = folder / "model_final.pth"
+    if iteration not in there and final.exists():
+        check_weights(str(final), "--eval-iter")
+        content = torch.load(final, map_location="cpu", mmap=True, weights_only=True)
+        there[content.get("iteration", -1) + 1] = final
+    if iteration not in there:
+        names = [f"{n} (final)" if path == final else str(n) for n, path in sorted(there.items())]
+        raise FileNotFoundError(
+            f"--eval-iter {iteration}: {folder} has only checkpoints of iterations "
+            f"{', '.join(names) or '(none)'}"
+        )
+    return there[iteration]

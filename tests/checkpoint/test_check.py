@@ -65,10 +65,12 @@ def test_no_checkpoint(tmp_path, content, suffix):
 ORIGINALS = {"a.params": "MXNet", "a.npz": "tensorpack", "a.pth": "maskrcnn-benchmark"}
 
 
+@pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_weights_of_an_original_are_to_be_converted(tmp_path, name):
+def test_weights_of_an_original_are_to_be_converted(tmp_path, name, zipped):
     path = tmp_path / name
-    torch.save({"model": {"module.backbone.body.stem.conv1.weight": torch.zeros(1)}}, path)
+    content = {"model": {"module.backbone.body.stem.conv1.weight": torch.zeros(1)}}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(OSError, match=f"{name} is of {ORIGINALS[name]}: .*convert_weights.py"):
         check_weights(str(path))
 

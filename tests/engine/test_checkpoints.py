@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+import torch
 
 import train_net
 from dcn_projects.engine import mirrored_output_dir
@@ -13,8 +14,9 @@ CONFIG = "configs/Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits.yaml"
 @pytest.fixture
 def folder(tmp_path):
     """Checkpoints after 5 and 10 of 12 iterations and after all of them."""
-    for name in ("model_0000004", "model_0000009", "model_final"):
+    for name in ("model_0000004", "model_0000009", "model_0000019_ema"):
         (tmp_path / f"{name}.pth").touch()
+    torch.save({"model": {}, "iteration": 11}, tmp_path / "model_final.pth")
     (tmp_path / "last_checkpoint").write_text("model_0000009.pth")
     return tmp_path
 
@@ -46,6 +48,28 @@ def test_checkpoints_of_the_output_folder(arguments, expected, setup, folder):
     assert setup(*arguments.split()).MODEL.WEIGHTS == str(folder / expected)
 
 
+def test_the_final_one_is_known_by_its_content(setup, folder):
+    """And not by MAX_ITER, which the number of processes may have changed."""
+    torch.save({"model": {}, "iteration": 23}, folder / "model_final.pth")
+    assert setup("-i", "24").MODEL.WEIGHTS == str(folder / "model_final.pth")
+    with pytest.raises(SystemExit, match="iterations 5, 10, 24 .final."):
+        setup("-i", "12")
+
+
+@pytest.mark.parametrize("content", ["", "model_0000011.pth"])
+def test_a_file_that_names_no_checkpoint(content, setup, folder, capsys):
+    """As after a crash. The newest is taken, by detectron2 too."""
+    (folder / "last_checkpoint").write_text(content)
+    assert setup("--eval-only").MODEL.WEIGHTS == str(folder / "model_0000009.pth")
+    assert "model_0000009.pth is taken" in capsys.readouterr().out
+    assert (folder / "last_checkpoint").read_text() == "model_0000009.pth"
+    (folder / "last_checkpoint").write_text(content)
+    for path in folder.glob("model_*.pth"):
+        path.unlink()
+    with pytest.raises(SystemExit, match="last_checkpoint names .*delete it"):
+        setup("--eval-only")
+
+
 def test_weights_that_are_given(setup):
     assert setup("--eval-only", "MODEL.WEIGHTS", "mine.pth").MODEL.WEIGHTS == "mine.pth"
     assert setup("MODEL.WEIGHTS", "mine.pth").MODEL.WEIGHTS == "mine.pth"
@@ -54,7 +78,7 @@ def test_weights_that_are_given(setup):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        ("--eval-iter 7", ["--eval-iter 7", "model_0000006.pth", "iterations 5, 10, 12 (final)"]),
+        ("--eval-iter 7", ["--eval-iter 7", "iterations 5, 10, 12 (final)"]),
         ("--eval-iter 5 MODEL.WEIGHTS mine.pth", ["--eval-iter and MODEL.WEIGHTS"]),
     ],
 )
