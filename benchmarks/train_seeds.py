@@ -37,10 +37,11 @@ def train(config: Path, seed: int, folder: Path, options: list[str]) -> dict[str
     options = [*options, "SEED", str(seed), "OUTPUT_DIR", str(folder)]
     folder.mkdir(parents=True, exist_ok=True)
     arguments, results = folder / "arguments.json", folder / "results.json"
+    complete = folder / "complete"  # there are results of every evaluation on the way, too
     if arguments.exists() and json.loads(arguments.read_text()) != options:
         raise RuntimeError(f"{folder} is of a run with other options: delete it or name another")
     arguments.write_text(json.dumps(options))
-    if not results.exists():
+    if not complete.exists():
         with open(folder / "output.txt", "a") as log:
             environment = measure.environment() | {"OMP_NUM_THREADS": "1"}
             done = subprocess.run(
@@ -48,6 +49,7 @@ def train(config: Path, seed: int, folder: Path, options: list[str]) -> dict[str
             )
         if done.returncode != 0 or not results.exists():
             raise RuntimeError(f"training failed: see {log.name}")
+        complete.touch()
     print(f"{config.stem}, seed {seed}: done", flush=True)
     return json.loads(results.read_text())
 
@@ -61,16 +63,23 @@ def table(runs: dict[str, dict[str, dict]], metrics: list[str]) -> str:
     """
     Args:
         runs: config -> seed -> task -> metric -> value
-        metrics: "task/metric"; those that the runs lack are left out
+        metrics: "task/metric"; those that no run has are left out
     """
-    tasks = next(iter(next(iter(runs.values())).values()))
+    tasks = {config: next(iter(seeds.values())) for config, seeds in runs.items()}
     keys = [key.split("/") for key in metrics]
-    keys = [(task, metric) for task, metric in keys if metric in tasks.get(task, {})]
+    keys = [
+        (task, metric)
+        for task, metric in keys
+        if any(metric in of_config.get(task, {}) for of_config in tasks.values())
+    ]
     lines = ["| config | " + " | ".join(" ".join(key) for key in keys) + " |"]
     lines.append("| --- |" + " --- |" * len(keys))
     for config, seeds in runs.items():
         cells = [
-            mean_and_spread([r[task][metric] for r in seeds.values()]) for task, metric in keys
+            mean_and_spread([r[task][metric] for r in seeds.values()])
+            if metric in tasks[config].get(task, {})
+            else ""
+            for task, metric in keys
         ]
         lines.append(f"| {config} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -91,6 +100,10 @@ def main() -> None:
     for config in args.configs:
         if not config.is_file():
             parser.error(f"no config {config} (KEY VALUE follow another option than --configs)")
+    if len({config.stem for config in args.configs}) < len(args.configs):
+        parser.error("--configs: two have the same file name, and would share a folder")
+    if not args.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {args.json.parent}")
 
     # Seeds in the outer loop: whatever is done when it is interrupted can be compared.
     jobs = [(config, seed) for seed in args.seeds for config in args.configs]

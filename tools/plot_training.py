@@ -5,8 +5,8 @@ Draw the losses of a training and, of Dynamic R-CNN, its IoU threshold and beta 
     python tools/plot_training.py output/digits_dynamic_rcnn
 
 reads metrics.json in that folder and writes training.png beside it. Losses are medians of 20
-iterations, as in the log. Where a training was interrupted and went on from an earlier checkpoint,
-the later values of an iteration are drawn.
+iterations, as in the log. Where a training went on from an earlier checkpoint, or began anew, what
+was written of later iterations before is left out.
 """
 
 import argparse
@@ -38,16 +38,22 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
         OSError: if the file cannot be read
         ValueError: if it has no losses
     """
-    by_iteration = {}
+    by_iteration, last = {}, -1
     lines = path.read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
+            # After the beginning of a line that a killed training was writing, if there is one.
+            entry = json.loads(line[line.rfind("{") :])
         except json.JSONDecodeError as e:
-            if number == len(lines):  # the training was killed while it wrote
+            if number == len(lines):
                 break
             raise ValueError(f"{path} line {number} is no JSON: remove it") from e
-        by_iteration.setdefault(entry["iteration"], {}).update(entry)
+        iteration = entry["iteration"]
+        if "total_loss" in entry:
+            for abandoned in range(iteration, last + 1):
+                by_iteration.pop(abandoned, None)
+            last = iteration
+        by_iteration.setdefault(iteration, {}).update(entry)
     curves = {}
     for iteration, entry in sorted(by_iteration.items()):
         for name, value in entry.items():

@@ -10,7 +10,7 @@ import pytest
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 # In place of train_net.py: "trains" at once, the worse the larger the seed.
 TRAINING = """
-import json, sys
+import json, os, sys
 options = dict(zip(sys.argv[4::2], sys.argv[5::2]))
 config, seed = sys.argv[2], int(options["SEED"])
 print("begun", flush=True)
@@ -18,13 +18,16 @@ if "broken" in config:
     sys.exit("error: broken")
 with open(options["OUTPUT_DIR"] + "/results.json", "w") as f:
     json.dump({"bbox": {"AP": float(options["AP"]) - seed, "AP50": 50.0}}, f)
+if "slow" in config and not os.path.exists("interrupted"):
+    open("interrupted", "w").close()
+    sys.exit("error: interrupted after an evaluation")
 """
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     (tmp_path / "train_net.py").write_text(TRAINING)
-    for name in ("a", "b", "broken"):
+    for name in ("a", "b", "broken", "slow"):
         (tmp_path / f"{name}.yaml").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(FOLDER))
@@ -58,6 +61,14 @@ def test_nothing_is_run_twice_or_mixed_with_other_options(run, tmp_path):
         run("--configs", "a.yaml", "--jobs", 1, "AP", "30")
 
 
+def test_what_was_evaluated_but_not_finished_goes_on(run, tmp_path):
+    with pytest.raises(SystemExit, match="training failed"):
+        run("--configs", "slow.yaml", "--jobs", 1, "AP", "20")
+    assert (tmp_path / "runs/slow/1/results.json").exists()
+    run("--configs", "slow.yaml", "--jobs", 1, "AP", "20")
+    assert (tmp_path / "runs/slow/1/output.txt").read_text().count("begun") == 2
+
+
 def test_a_failed_training_names_its_log(run):
     with pytest.raises(SystemExit, match="training failed: see .*/runs/broken/1/output.txt"):
         run("--configs", "broken.yaml", "--jobs", 1, "AP", "20")
@@ -67,3 +78,13 @@ def test_a_key_in_place_of_a_config(run, capsys):
     with pytest.raises(SystemExit):
         run("--configs", "a.yaml", "SOLVER.MAX_ITER", "20")
     assert "no config SOLVER.MAX_ITER" in capsys.readouterr().err
+
+
+def test_what_would_fail_at_the_end_fails_at_once(run, capsys):
+    for arguments, message in [
+        (["--configs", "a.yaml", "./a.yaml"], "same file name"),
+        (["--configs", "a.yaml", "--json", "nowhere/all.json"], "no folder nowhere"),
+    ]:
+        with pytest.raises(SystemExit):
+            run(*arguments, "--jobs", 1, "AP", "20")
+        assert message in capsys.readouterr().err

@@ -15,10 +15,10 @@ def write(folder, *entries, end=""):
 
 
 def test_curves_of_a_training_that_was_resumed(tmp_path):
-    """Iterations come in order, the later value of one counts, and what was cut off is left out."""
+    """What comes later counts, nothing is left of what was abandoned, or cut off."""
     entries = [
         {"iteration": i, "total_loss": value, "dynamic_rcnn/beta": value / 2}
-        for i, value in [(19, 3.0), (39, 2.0), (59, 9.0), (39, 2.5), (59, 1.0)]
+        for i, value in [(19, 3.0), (39, 2.0), (59, 9.0), (79, 9.0), (39, 2.5), (59, 1.0)]
     ]
     write(tmp_path, *entries, {"iteration": 59, "bbox/AP": 30.0}, end='{"iteration": 7')
     tool = runpy.run_path(str(Path(__file__).parents[2] / TOOL))
@@ -31,6 +31,14 @@ def test_curves_of_a_training_that_was_resumed(tmp_path):
         "beta": ["beta"],
     }
     assert lines["beta"][0].get_ydata().tolist() == [1.5, 1.25, 0.5]
+
+
+def test_a_line_that_was_cut_off_before_a_resumption(tmp_path):
+    lines = '{"iteration": 19, "total_loss": 3.0}\n{"iteration": 39, "tot{"iteration": 39, '
+    (tmp_path / "metrics.json").write_text(lines + '"total_loss": 2.0}\n')
+    tool = runpy.run_path(str(Path(__file__).parents[2] / TOOL))
+    curves = tool["read_metrics"](tmp_path / "metrics.json")
+    assert list(curves["total_loss"].items()) == [(19, 3.0), (39, 2.0)]
 
 
 def test_picture(run_program, tmp_path):
