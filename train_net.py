@@ -22,19 +22,21 @@ from detectron2.data import (
     build_detection_test_loader,
     build_detection_train_loader,
 )
+from detectron2.data.build import _train_loader_from_config
 from detectron2.engine import DefaultTrainer, default_setup, defaults
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from dcn_projects.checkpoint import check_weights, load_trained
+from dcn_projects.checkpoint import check_weights, load_to_start, load_trained
 from dcn_projects.data import (
     CheckedDatasetMapper,
     SemSegMapper,
     build_exact_train_loader,
     check_datasets,
     check_exact_resume,
-    check_masks,
+    check_masks_to_evaluate,
+    check_masks_to_learn,
     loading,
     read_labels,
 )
@@ -75,6 +77,10 @@ EVALUATORS = {
     "sem_seg": functools.partial(SemSegIoUEvaluator, read_labels=read_labels),
     "cityscapes_sem_seg": functools.partial(CityscapesIoUEvaluator, read_labels=read_labels),
 }
+
+
+def learns_masks(cfg) -> bool:
+    return cfg.MODEL.MASK_ON and not is_segmentor(cfg)
 
 
 def mapper_class(cfg) -> type:
@@ -125,10 +131,13 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg, first_iteration=0):
         mapper = mapper_class(cfg)(cfg, is_train=True)
         with loading(cfg.DATASETS.TRAIN):
+            options = _train_loader_from_config(cfg, mapper=mapper)
+            if learns_masks(cfg):
+                check_masks_to_learn(options["dataset"])
             if cfg.DATALOADER.EXACT_RESUME:
-                loader = build_exact_train_loader(cfg, mapper, first_iteration)
+                loader = build_exact_train_loader(options, cfg.SEED, first_iteration)
             else:
-                loader = build_detection_train_loader(cfg, mapper=mapper)
+                loader = build_detection_train_loader(**options)
             check_classes(cfg, cfg.DATASETS.TRAIN)
         return loader
 
@@ -204,8 +213,8 @@ def check_files(cfg, args):
             raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
         if args.evaluate and evaluator != "coco":
             raise ValueError(f"--evaluate: {name} is not evaluated as COCO is. Take --eval-only")
-    if cfg.MODEL.MASK_ON and not is_segmentor(cfg):
-        check_masks(cfg.DATASETS.TEST)
+    if learns_masks(cfg):
+        check_masks_to_evaluate(cfg.DATASETS.TEST)
     path, told_by = weights_to_load(cfg, args)
     check_weights(path, told_by)
 
@@ -227,9 +236,11 @@ def prepare(cfg, args):
         load_trained(model, path)
         return functools.partial(Trainer.test, cfg, model)
     trainer = Trainer(cfg)
-    if told_by != "MODEL.WEIGHTS":  # resumed: it must be of this model
-        load_trained(trainer.model, path)
-    trainer.resume_or_load(resume=args.resume)
+    if told_by == "MODEL.WEIGHTS":
+        load_to_start(trainer.model, path)
+    else:
+        load_trained(trainer.model, path)  # it must be of this model
+        trainer.resume_or_load()
     return trainer.train
 
 

@@ -100,6 +100,9 @@ def main() -> None:
     for config in args.configs:
         if not config.is_file():
             parser.error(f"no config {config} (KEY VALUE follow another option than --configs)")
+    for metric in args.metrics:
+        if metric.count("/") != 1:
+            parser.error(f"--metrics takes task/metric, got {metric}. KEY VALUE go last of all")
     if len({config.stem for config in args.configs}) < len(args.configs):
         parser.error("--configs: two have the same file name, and would share a folder")
     if not args.json.absolute().parent.is_dir():

@@ -288,6 +288,24 @@ def test_weights_of_another_model(how, change, named, trained, own_data):
     check_message(error_of(*options, *change.split()), [str(weights), named])
 
 
+def test_training_from_another_depth(trained, own_data):
+    weights, folder = trained
+    options = [*options_for(own_data(), folder / "out"), "MODEL.WEIGHTS", str(weights)]
+    message = error_of(*options, "MODEL.RESNETS.DEPTH", "50")
+    check_message(message, [str(weights), "1 blocks in res2", "MODEL.RESNETS.DEPTH", "has 3"])
+
+
+def one_mask_less(annotations):
+    del annotations["annotations"][-1]["segmentation"]
+
+
+def test_masks_that_are_missing_are_found_before_training(own_data, tmp_path):
+    options = options_for(own_data(one_mask_less), tmp_path / "out")
+    masks = "MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME StandardROIHeads"
+    masks += " MODEL.ROI_BOX_HEAD.NAME FastRCNNConvFCHead MODEL.MASK_ON True DATASETS.TEST ()"
+    check_message(error_of(*options, *masks.split()), ["no mask in the annotations", ".jpg"])
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_unreadable_image(workers, own_data, datasets, tmp_path):
     images = tmp_path / "images"

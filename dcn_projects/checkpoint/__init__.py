@@ -1,5 +1,5 @@
 from .check import check_weights
 from .convert import convert_weights
-from .load import load_trained
+from .load import load_to_start, load_trained
 
-__all__ = ["check_weights", "convert_weights", "load_trained"]
+__all__ = ["check_weights", "convert_weights", "load_to_start", "load_trained"]

@@ -55,7 +55,7 @@ def _damage(path: str) -> str:
         end = f.read()
     what = ""
     # Checkpoints of torch < 1.6 are a bare pickle, which begins with its protocol.
-    if path.endswith(".pth") and not zipfile.is_zipfile(path) and start != b"\x80\x02":
+    if not path.endswith(".pkl") and not zipfile.is_zipfile(path) and start != b"\x80\x02":
         what = "is cut off" if start == b"PK" else "is not a checkpoint"
     if path.endswith(".pkl") and end != pickle.STOP:
         what = "is cut off, or not a checkpoint"
@@ -66,7 +66,7 @@ def _original(path: str) -> str:
     """Whose weights a file has, of which detectron2 would match no name; '' if its own."""
     if path.endswith((".params", ".npz")):
         return "MXNet" if path.endswith(".params") else "tensorpack"
-    if path.endswith(".pth") and _mentions(path, _ORIGINAL_NAME):
+    if not path.endswith(".pkl") and _mentions(path, _ORIGINAL_NAME):
         return "maskrcnn-benchmark"
     return ""
 

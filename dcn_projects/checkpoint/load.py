@@ -1,14 +1,18 @@
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-__all__ = ["load_trained"]
+__all__ = ["load_to_start", "load_trained"]
+
+# Counters, the classifier of mimicked patches, and the numbers of Dynamic R-CNN.
+OF_TRAINING = re.compile(r".*num_batches_tracked|mimic_score\..*|roi_heads\.dynamic\..*")
 
 _NUM_NAMED = 3  # parameters of each kind that an error names
 
 
-class _WholeCheckpointer(DetectionCheckpointer):
+class _Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
         if not isinstance(checkpoint["model"], Mapping):
             raise ValueError("it holds no parameters with names")
@@ -18,9 +22,14 @@ class _WholeCheckpointer(DetectionCheckpointer):
             if name in own and own[name].shape != weights[name].shape:
                 del weights[name]
         found = super()._load_model({**checkpoint, "model": weights})
-        # FrozenBatchNorm2d has no such counter, BatchNorm2d has.
+        self.check(found)
+        return found
+
+
+class _WholeCheckpointer(_Checkpointer):
+    def check(self, found):
         missing, unknown = (
-            [name for name in names if not name.endswith("num_batches_tracked")]
+            [name for name in names if not OF_TRAINING.fullmatch(name)]
             for names in (found.missing_keys, found.unexpected_keys)
         )
         shapes = [f"{name} {got} and not {want}" for name, got, want in found.incorrect_shapes]
@@ -36,7 +45,30 @@ class _WholeCheckpointer(DetectionCheckpointer):
                 f"it is of another model than the config: {'; '.join(lists)}. "
                 "Give the config that it was trained with"
             )
-        return found
+
+
+class _StartCheckpointer(_Checkpointer):
+    def check(self, found):
+        own = [name for name in self.model.state_dict() if not OF_TRAINING.fullmatch(name)]
+        missing = set(found.missing_keys)
+        in_file = _blocks([*(name for name in own if name not in missing), *found.unexpected_keys])
+        in_model = _blocks(own)
+        for stage in in_file.keys() & in_model.keys():
+            if in_file[stage] != in_model[stage]:
+                raise ValueError(
+                    f"it is of another depth than the config: it has {len(in_file[stage])} blocks "
+                    f"in {stage}, and with MODEL.RESNETS.DEPTH the model has "
+                    f"{len(in_model[stage])}"
+                )
+
+
+def _blocks(names: Iterable[str]) -> dict[str, set[str]]:
+    """Stage -> its blocks, of the parameters of a ResNet anywhere in a model."""
+    blocks = {}
+    for name in names:
+        if match := re.search(r"(?:^|\.)(res[2-5])\.(\d+)\.", name):
+            blocks.setdefault(match[1], set()).add(match[2])
+    return blocks
 
 
 def _list(what: str, names: list[str]) -> str:
@@ -46,16 +78,31 @@ def _list(what: str, names: list[str]) -> str:
 
 def load_trained(model: nn.Module, path: str) -> None:
     """
-    Load a checkpoint that holds exactly the parameters of a model. detectron2's own checkpointer,
-    which is there to start training from parts of other models, only warns of those that do not
-    fit, and keeps their random values.
+    Load a checkpoint that holds exactly the parameters of a model, but for what only training
+    reads. detectron2's own checkpointer warns of those that do not fit, and keeps random values.
 
     Args:
         path: see `check_weights`
     Raises:
         ValueError: if it is of another model; one line that names some of what does not fit
     """
+    _load(_WholeCheckpointer(model), path)
+
+
+def load_to_start(model: nn.Module, path: str) -> None:
+    """
+    Load whatever of a checkpoint fits a model that is to be trained, as detectron2 does.
+
+    Args:
+        path: see `check_weights`; empty leaves the random values
+    Raises:
+        ValueError: if it is of a ResNet of another depth, which would fit in part
+    """
+    _load(_StartCheckpointer(model), path)
+
+
+def _load(checkpointer: _Checkpointer, path: str) -> None:
     try:
-        _WholeCheckpointer(model).load(path, checkpointables=[])
+        checkpointer.load(path, checkpointables=[])
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .load import OF_TRAINING
+
 __all__ = [
     "Rule",
     "apply_rules",
@@ -13,9 +15,6 @@ __all__ = [
     "reorder_anchors",
     "resnet_prefixes",
 ]
-
-# Counters, the classifier of mimicked patches, and the thresholds of Dynamic R-CNN.
-_OF_TRAINING = re.compile(r".*num_batches_tracked|mimic_score\..*|roi_heads\.dynamic\..*")
 
 
 class Rule(NamedTuple):
@@ -58,7 +57,7 @@ def expected_parameters(shapes: Iterable[str], resnet_only: bool = False) -> lis
         shapes: names of all parameters and buffers of the model
         resnet_only: of its ResNet alone, which has no offsets, as an ImageNet classifier
     """
-    names = [name for name in shapes if not _OF_TRAINING.fullmatch(name)]
+    names = [name for name in shapes if not OF_TRAINING.fullmatch(name)]
     if not resnet_only:
         return names
     backbone, res5 = map(re.escape, resnet_prefixes(names))

@@ -12,10 +12,8 @@ class CheckedDatasetMapper(DatasetMapper):
         """
         Raises:
             OSError: if the image cannot be read, or does not have the size in the annotations, or
-                these are damaged, or lack a mask although MODEL.MASK_ON asks for it
+                these are damaged
         """
-        if self.is_train and self.use_instance_mask:
-            _check_masks(dataset_dict)
         try:
             return super().__call__(dataset_dict)
         except (AssertionError, KeyError, OSError, ValueError) as e:
@@ -23,12 +21,3 @@ class CheckedDatasetMapper(DatasetMapper):
                 f"Cannot use {dataset_dict['file_name']} ({one_line(e)}). "
                 "Replace the file, or take the image out of the annotations."
             ) from e
-
-
-def _check_masks(dataset_dict):
-    for annotation in dataset_dict.get("annotations", ()):
-        if not annotation.get("segmentation") and not annotation.get("iscrowd", 0):
-            raise OSError(
-                f"{dataset_dict['file_name']}: an object has no mask in the annotations. Take data "
-                "with masks, or MODEL.MASK_ON False to learn boxes only."
-            )

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from detectron2.data import DatasetFromList, build_detection_train_loader
-from detectron2.data.build import _train_loader_from_config
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
@@ -127,18 +126,18 @@ def check_exact_resume(cfg) -> None:
         )
 
 
-def build_exact_train_loader(cfg, mapper, first_iteration: int):
+def build_exact_train_loader(options: dict, seed: int, first_iteration: int):
     """
     detectron2's training loader, which can begin with the batch of any iteration, and which makes
     that iteration draw what it would have drawn after those before it.
 
     Args:
-        mapper: of detectron2's records to what the model takes
+        options: of detectron2's `build_detection_train_loader`; the sampler is not used
+        seed: 0 or more
         first_iteration: counted from 0
     """
-    options = _train_loader_from_config(cfg, mapper=mapper)
     records = DatasetFromList(options["dataset"], copy=False)
-    batch_size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
-    stream = TrainingStream(records, mapper, cfg.SEED, batch_size, first_iteration)
-    options.update(dataset=stream, mapper=None, sampler=None)
-    return SeededBatches(build_detection_train_loader(**options), cfg.SEED, first_iteration)
+    batch_size = options["total_batch_size"] // comm.get_world_size()
+    stream = TrainingStream(records, options["mapper"], seed, batch_size, first_iteration)
+    options = {**options, "dataset": stream, "mapper": None, "sampler": None}
+    return SeededBatches(build_detection_train_loader(**options), seed, first_iteration)

@@ -83,6 +83,7 @@ def test_a_key_in_place_of_a_config(run, capsys):
 def test_what_would_fail_at_the_end_fails_at_once(run, capsys):
     for arguments, message in [
         (["--configs", "a.yaml", "./a.yaml"], "same file name"),
+        (["--configs", "a.yaml", "--metrics", "bbox/AP", "SEED"], "task/metric, got SEED"),
         (["--configs", "a.yaml", "--json", "nowhere/all.json"], "no folder nowhere"),
     ]:
         with pytest.raises(SystemExit):

@@ -1,9 +1,11 @@
+import pickle
+
 import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from dcn_projects.checkpoint import load_trained
+from dcn_projects.checkpoint import load_to_start, load_trained
 
 
 def make(norm=nn.BatchNorm2d, channels=2, **more):
@@ -41,6 +43,50 @@ def test_what_does_not_fit_is_named(path):
         load_trained(make(channels=4), path)
     assert "shape conv.weight (2, 3, 1, 1) and not (4, 3, 1, 1)" in str(error.value)
     assert "lacks" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_only_training_reads_may_be_missing_or_left_over(path, tmp_path):
+    load_trained(make(mimic_score=nn.Linear(1, 1)), path)
+    torch.save({"model": make(mimic_score=nn.Linear(1, 1)).state_dict()}, tmp_path / "mimic.pth")
+    load_trained(make(), str(tmp_path / "mimic.pth"))
+
+
+def make_resnet(**blocks):
+    """make_resnet(res2=3, res4=6) has one convolution in each block."""
+    stages = {
+        stage: nn.Sequential(*(nn.Conv2d(2, 2, 1) for _ in range(count)))
+        for stage, count in blocks.items()
+    }
+    return nn.ModuleDict({"backbone": nn.ModuleDict(stages), "head": nn.Linear(2, 2)})
+
+
+@pytest.mark.parametrize("suffix", ["pth", "pkl"])
+@pytest.mark.parametrize("saved,wanted", [(6, 23), (23, 6)])
+def test_training_does_not_start_from_another_depth(saved, wanted, suffix, tmp_path):
+    """As of a detector, and as of a classifier without the prefix, whose names are matched."""
+    weights = make_resnet(res2=3, res4=saved)
+    if suffix == "pth":
+        torch.save({"model": weights.state_dict()}, tmp_path / "a.pth")
+    else:
+        arrays = {k: v.numpy() for k, v in weights["backbone"].state_dict().items()}
+        content = {"model": arrays, "__author__": "me", "matching_heuristics": True}
+        (tmp_path / "a.pkl").write_bytes(pickle.dumps(content))
+    message = rf"a.{suffix}: .*depth.* {saved} blocks in res4.* {wanted}"
+    with pytest.raises(ValueError, match=message):
+        load_to_start(make_resnet(res2=3, res4=wanted), str(tmp_path / f"a.{suffix}"))
+
+
+def test_training_starts_from_a_part(path, tmp_path):
+    """Of the same depth; heads and stages may be others."""
+    model = make(offset=nn.Linear(1, 1))
+    load_to_start(model, path)
+    assert torch.equal(model["conv"].weight, torch.load(path)["model"]["conv.weight"])
+    torch.save({"model": make_resnet(res2=3, res5=3).state_dict()}, tmp_path / "a.pth")
+    model = make_resnet(res2=3, res4=6)
+    load_to_start(model, str(tmp_path / "a.pth"))
+    saved = torch.load(tmp_path / "a.pth")["model"]
+    assert torch.equal(model["backbone"]["res2"][2].weight, saved["backbone.res2.2.weight"])
+    load_to_start(model, "")
 
 
 def test_no_parameters(tmp_path):

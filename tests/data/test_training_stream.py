@@ -7,6 +7,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, detection_utils
+from detectron2.data.build import _train_loader_from_config
 from detectron2.utils import comm
 from PIL import Image
 
@@ -52,8 +53,9 @@ def batches(cfg, first=0, count=BATCHES):
             detection_utils.check_image_size(record, image)
         return {**record, "drawn": torch.rand(()).item()}
 
+    options = _train_loader_from_config(cfg, mapper=mapper)
     result = []
-    for batch in itertools.islice(build_exact_train_loader(cfg, mapper, first), count):
+    for batch in itertools.islice(build_exact_train_loader(options, cfg.SEED, first), count):
         assert len({x["width"] for x in batch}) == 1 and len(batch) == 3
         result.append(([(x["image_id"], x["drawn"]) for x in batch], torch.rand(()).item()))
     return result

@@ -68,7 +68,23 @@ def loading(names: Iterable[str]):
         raise OSError(f"data set {', '.join(names)}: {what}") from e
 
 
-def check_masks(names: Iterable[str]):
+def check_masks_to_learn(records: Iterable[dict]) -> None:
+    """
+    Args:
+        records: detectron2's, of images to learn masks from
+    Raises:
+        OSError: if an object has no mask, naming its image; crowds are not learnt from
+    """
+    for record in records:
+        for annotation in record.get("annotations", ()):
+            if not annotation.get("segmentation") and not annotation.get("iscrowd", 0):
+                raise OSError(
+                    f"{record['file_name']}: an object has no mask in the annotations. Take data "
+                    "with masks, or MODEL.MASK_ON False to learn boxes only."
+                )
+
+
+def check_masks_to_evaluate(names: Iterable[str]) -> None:
     """
     Args:
         names: of registered data sets to evaluate masks on. Only those in the COCO format are
