@@ -12,6 +12,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from dcn_projects import add_dcn_config
+from dcn_projects.engine import check_heads
 from dcn_projects.layers import DeformableConv2d
 from dcn_projects.modeling import (
     DeformBottleneckBlock,
@@ -152,13 +153,17 @@ def test_retinanet_backbone():
         (("MODEL.DEFORMABLE.SELECT", []), r"MODEL.DEFORMABLE.SELECT is \[\]: .*no convolution"),
         (("MODEL.DEFORMABLE.SELECT", ["*.conv9"]), r"SELECT is .*matches \['\*.conv9'\]"),
         (("MODEL.DEFORMABLE.SELECT", ["*deconv"]), "mask_head.deconv is a ConvTranspose2d"),
-        (
-            ("MODEL.DEFORMABLE.META_ARCHITECTURE", "build_deformable_model"),
-            "MODEL.DEFORMABLE.META_ARCHITECTURE must name",
-        ),
     ],
 )
 def test_mistakes_name_the_key(options, message):
     cfg = make_cfg("FPN's outputs and the mask head", *DEFORMABLE, *options)
     with pytest.raises(ValueError, match=message):
         build_model(cfg)
+
+
+@pytest.mark.parametrize("use", [build_model, meta_architecture, check_heads])
+def test_a_model_within_itself(use):
+    options = ("MODEL.DEFORMABLE.META_ARCHITECTURE", "build_deformable_model")
+    cfg = make_cfg("FPN's outputs and the mask head", *DEFORMABLE, *options)
+    with pytest.raises(ValueError, match="MODEL.DEFORMABLE.META_ARCHITECTURE must name"):
+        use(cfg)

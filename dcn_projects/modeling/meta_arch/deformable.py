@@ -13,15 +13,11 @@ def build_deformable_model(cfg) -> nn.Module:
     MODEL.DEFORMABLE.SELECT names made deformable: any model, built in any way that detectron2 has.
 
     Raises:
-        ValueError: if a pattern of SELECT matches no convolution, or one that cannot be deformable
+        ValueError: if META_ARCHITECTURE names this function, or a pattern of SELECT matches no
+            convolution, or one that cannot be deformable
     """
     keys = cfg.MODEL.DEFORMABLE
-    if keys.META_ARCHITECTURE == build_deformable_model.__name__:
-        raise ValueError(
-            "MODEL.DEFORMABLE.META_ARCHITECTURE must name the model whose convolutions become "
-            f"deformable, such as GeneralizedRCNN, not {keys.META_ARCHITECTURE}"
-        )
-    model = META_ARCH_REGISTRY.get(keys.META_ARCHITECTURE)(cfg)
+    model = meta_architecture(cfg)(cfg)
     try:
         return deformable(model, keys.SELECT, keys.MODULATED, keys.NUM_GROUPS)
     except ValueError as e:
@@ -29,8 +25,19 @@ def build_deformable_model(cfg) -> nn.Module:
 
 
 def meta_architecture(cfg) -> type[nn.Module]:
-    """The class of the model that a config describes, also where its convolutions are swapped."""
-    name = cfg.MODEL.META_ARCHITECTURE
-    if name == build_deformable_model.__name__:
-        name = cfg.MODEL.DEFORMABLE.META_ARCHITECTURE
+    """
+    The class of the model that a config describes, also where its convolutions are swapped.
+
+    Raises:
+        ValueError: if MODEL.DEFORMABLE.META_ARCHITECTURE is asked for, and names no such model
+    """
+    swaps = build_deformable_model.__name__
+    if cfg.MODEL.META_ARCHITECTURE != swaps:
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    name = cfg.MODEL.DEFORMABLE.META_ARCHITECTURE
+    if name == swaps:
+        raise ValueError(
+            "MODEL.DEFORMABLE.META_ARCHITECTURE must name the model whose convolutions become "
+            f"deformable, such as GeneralizedRCNN, not {name}"
+        )
     return META_ARCH_REGISTRY.get(name)
