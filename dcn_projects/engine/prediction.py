@@ -75,8 +75,7 @@ def predict_images(cfg, images: Sequence[str], confidence: float) -> None:
         print(f"{source}: {len(found)} detections -> {path}")
         _print_detections(found, metadata.get("thing_classes"))
     if has_display():
-        for path in pictures:
-            show(cv2.imread(str(path)), path.name)
+        show(pictures)
 
 
 def _print_detections(found: Instances, names: Sequence[str] | None) -> None:

@@ -1,13 +1,24 @@
 import os
+import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-import cv2
 import numpy as np
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.structures import Instances
 from detectron2.utils.visualizer import Visualizer
 
 __all__ = ["class_metadata", "draw_detections", "has_display", "show"]
+
+_WINDOWS = """
+import sys
+import cv2
+for path in sys.argv[1:]:
+    cv2.imshow(path, cv2.imread(path))
+    cv2.waitKey()
+    cv2.destroyAllWindows()
+"""
 
 
 def class_metadata(cfg) -> Metadata:
@@ -38,11 +49,9 @@ def has_display() -> bool:
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
 
 
-def show(picture: np.ndarray, title: str) -> None:
-    """Open a window with a (H, W, 3) BGR picture until a key is pressed."""
-    try:
-        cv2.imshow(title, picture)
-        cv2.waitKey()
-        cv2.destroyAllWindows()
-    except cv2.error as e:  # opencv-python-headless
-        print(f"No window: this OpenCV cannot open one ({str(e).splitlines()[0]})")
+def show(paths: Sequence[Path]) -> None:
+    """Open a window with one picture after the other until a key is pressed, where that works."""
+    # In a process of its own: Qt aborts the one it is in where DISPLAY leads nowhere.
+    command = [sys.executable, "-c", _WINDOWS, *map(str, paths)]
+    if subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
+        print("No window: the display does not answer, or this OpenCV has none (headless)")

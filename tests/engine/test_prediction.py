@@ -91,17 +91,40 @@ def test_predict_several(run, digits, weights, tmp_path):
         np.testing.assert_array_equal(picture[:, 64:], picture[:, :64])  # nothing is drawn
 
 
-def test_window_where_there_is_a_display(run, digits, weights, monkeypatch):
-    shown = []
-    monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append((title, picture.shape)))
-    monkeypatch.setattr(cv2, "waitKey", lambda: None)
-    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: None)
-    image = sorted((digits / "test").iterdir())[0]
-    run("--predict", image, "--load", weights)
-    assert not shown
+# OpenCV of the process that opens the windows
+RECORDER = """
+def imread(path):
+    return open(path, "rb").read(4)
+def imshow(title, picture):
+    print(title, picture, file=open("shown", "a"))
+def waitKey():
+    pass
+destroyAllWindows = waitKey
+"""
+
+
+def test_window_where_there_is_a_display(run, digits, weights, tmp_path, monkeypatch):
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake/cv2.py").write_text(RECORDER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    images = sorted((digits / "test").iterdir())[:2]
+    run("--predict", *images, "--load", weights)
+    assert not (tmp_path / "shown").exists()
     monkeypatch.setenv("DISPLAY", ":0")
-    run("--predict", image, "--load", weights)
-    assert shown == [("output.png", (64, 128, 3))]
+    code, text = run("--predict", *images, "--load", weights)
+    assert not code and "No window" not in text
+    png = b"\x89PNG"
+    expected = [f"{image.stem}_pred.png {png}" for image in images]
+    assert (tmp_path / "shown").read_text().splitlines() == expected
+
+
+def test_display_that_does_not_answer(run, digits, weights, tmp_path, monkeypatch):
+    """Qt aborts the process that opens a window."""
+    monkeypatch.setenv("DISPLAY", ":9876")
+    image = sorted((digits / "test").iterdir())[0]
+    code, text = run("--predict", image, "--load", weights)
+    assert not code and (tmp_path / "output.png").exists()
+    assert text.splitlines()[-1].startswith("No window: ")
 
 
 def test_evaluate(run, digits, weights, tmp_path):
