@@ -1,11 +1,12 @@
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 
 from .checkpoints import mirrored_output_dir
-from .options import is_option
+from .options import is_key, is_option
 
 __all__ = ["parse_arguments"]
 
@@ -33,23 +34,24 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         `predict` is a list of paths or None, `confidence` a float, `evaluate` a path or None
     """
     parser = _parser()
-    args, unknown = parser.parse_known_intermixed_args(argv)
+    words = _join_negative(parser, sys.argv[1:] if argv is None else argv)
+    args, unknown = parser.parse_known_intermixed_args(words)
     if unknown:
         parser.error(_about_unknown(parser, unknown[0]))
     if not args.config_file:
         parser.error("--config-file is missing: name one of configs/*/*.yaml")
     args.eval_only |= args.eval_iter is not None
-    for word in args.config[:1]:
-        if not is_option(word):
-            parser.error(f"--config takes KEY=VALUE, got {word}. For a file write --config-file")
+    for first, *_ in filter(None, args.config):
+        if first.endswith((".yaml", ".yml")):
+            parser.error(f"--config takes KEY=VALUE, got {first}. For a file write --config-file")
     if args.predict is not None:
-        args.predict, behind = _split(args.predict)
-        args.opts = behind + args.opts
-        if not args.predict:
+        images, behind = zip(*map(_split, args.predict))
+        args.predict, args.opts = sum(images, []), sum(behind, []) + args.opts
+        if not all(images):
             parser.error("--predict: name at least one image")
         if args.evaluate or args.eval_only or args.resume:
             parser.error("--predict goes with none of --evaluate, --eval-*, --resume")
-    args.opts = args.config + args.opts
+    args.opts = sum(args.config, []) + args.opts
     if args.load:
         if any(word.partition("=")[0] == "MODEL.WEIGHTS" for word in args.opts):
             parser.error("--load and MODEL.WEIGHTS both name the weights: keep one")
@@ -89,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--load", metavar="FILE", help="weights, as MODEL.WEIGHTS")
     parser.add_argument(
         "--predict",
+        action="append",
         nargs="*",
         metavar="IMAGE",
         help="draw what the model detects into output.png, or <name>_pred.png of each of several",
@@ -104,9 +107,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     # An option of its own: tensorpack's users write it, and it begins like --config-file.
     parser.add_argument(
-        "--config", nargs="*", default=[], metavar="KEY=VALUE", help="the same options"
+        "--config",
+        action="append",
+        nargs="*",
+        default=[],
+        metavar="KEY=VALUE",
+        help="the same options",
     )
     return parser
+
+
+def _join_negative(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
+    """KEY -VALUE becomes KEY=-VALUE: the value could be a flag, as -inf is -i with the value nf."""
+    words = []
+    for word in argv:
+        is_flag = word.startswith("--") or word in parser._option_string_actions
+        if words and is_key(words[-1]) and word.startswith("-") and not is_flag:
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def _split(words: list[str]) -> tuple[list[str], list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from detectron2.config import CfgNode, get_cfg
 
-__all__ = ["TENSORPACK_KEYS", "is_option", "merge_options", "option_pairs"]
+__all__ = ["TENSORPACK_KEYS", "is_key", "is_option", "merge_options", "option_pairs"]
 
 # Key of tensorpack's FasterRCNN: what to give here. Some units differ, so nothing is translated.
 TENSORPACK_KEYS = {
@@ -50,13 +50,14 @@ TENSORPACK_KEYS = {
     "TEST.RESULTS_PER_IM": "TEST.DETECTIONS_PER_IMAGE",
 }
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)*")
+_NEAR = 0.66  # of difflib: BASE_LR is near SOLVER.BASE_LR, FPN.PROPOSAL_MODE of tensorpack no key
 
 
 def option_pairs(words: Iterable[str]) -> Iterator[tuple[str, str]]:
     """
     Args:
         words: of a command line. "A.B=1" is one option, "A.B", "1" as well. Only the first "=" of a
-            word divides, and the word after a key is its value, whatever it contains
+            word divides, and the word after a key without one is its value, whatever it contains
     Returns:
         Iterator: keys and values
     Raises:
@@ -65,8 +66,8 @@ def option_pairs(words: Iterable[str]) -> Iterator[tuple[str, str]]:
     words = iter(words)
     for word in words:
         key, equals, value = str(word).partition("=")
-        if not equals or not _KEY.fullmatch(key):
-            key, value = word, next(words, None)
+        if not equals:
+            value = next(words, None)
             if value is None:
                 raise ValueError(f"{key} has no value: write {key}=VALUE")
         yield key, value
@@ -92,13 +93,19 @@ def merge_options(cfg: CfgNode, opts: Iterable[str]) -> None:
             raise ValueError(f"{key}={text}: a {wanted} is wanted, such as {old!r}") from e
 
 
+def is_key(word: str) -> bool:
+    """Whether a word of a command line looks like a key, known or not."""
+    return bool(_KEY.fullmatch(word))
+
+
 def is_option(word: str) -> bool:
-    """Whether a word of a command line names a key, of detectron2, of ours or of tensorpack."""
-    key = word.partition("=")[0]
-    if not _KEY.fullmatch(key):
-        return False
+    """
+    Whether a word of a command line is KEY=VALUE, or names a key or a group of keys, of detectron2,
+    of ours or of tensorpack.
+    """
+    key, equals, _ = word.partition("=")
     groups = {name.partition(".")[0] for name in TENSORPACK_KEYS} | set(get_cfg())
-    return key.partition(".")[0] in groups
+    return is_key(key) and (bool(equals) or key.partition(".")[0] in groups)
 
 
 def _find(cfg: CfgNode, key: str):
@@ -116,8 +123,8 @@ def _find(cfg: CfgNode, key: str):
 def _unknown(cfg: CfgNode, key: str) -> str:
     if key in TENSORPACK_KEYS:
         return f"{key} is a key of tensorpack. Here it is {TENSORPACK_KEYS[key]}"
-    close = difflib.get_close_matches(key, _keys(cfg), n=1, cutoff=0)
-    return f"there is no key {key}; the nearest is {close[0]}"
+    close = difflib.get_close_matches(key.upper(), _keys(cfg), n=1, cutoff=_NEAR)
+    return f"there is no key {key}" + "".join(f"; the nearest is {name}" for name in close)
 
 
 def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from dcn_projects.engine import parse_arguments
+from dcn_projects.engine import option_pairs, parse_arguments, read_config
 
+CONFIG = "configs/Base-RCNN-C5.yaml"
 FILE = ["--config-file", "a.yaml"]
 
 
@@ -12,10 +13,24 @@ def parse(words):
 
 
 def test_flags_count_wherever_they_stand():
-    args = parse("SOLVER.BASE_LR 0.01 --resume A.B=-1 --num-gpus 8 C -1.5")
+    args = parse("SOLVER.BASE_LR 0.01 --resume A.B=-1 --num-gpus 8 C 1.5")
     assert args.resume and args.num_gpus == 8 and args.config_file == "a.yaml"
-    assert args.opts == ["SOLVER.BASE_LR", "0.01", "A.B=-1", "C", "-1.5"]
+    assert args.opts == ["SOLVER.BASE_LR", "0.01", "A.B=-1", "C", "1.5"]
     assert not args.eval_only and args.predict is None and args.evaluate is None
+
+
+@pytest.mark.parametrize("value", ["-1.5", "-1e-3", "-inf", "-nan", "-x"])
+@pytest.mark.parametrize("flag", ["", "--config "])
+def test_negative_values(value, flag):
+    args = parse(f"{flag}SOLVER.BASE_LR {value} SEED=1 --num-gpus 2")
+    assert list(option_pairs(args.opts)) == [("SOLVER.BASE_LR", value), ("SEED", "1")]
+    assert args.num_gpus == 2 and args.eval_iter is None
+
+
+def test_flag_behind_a_key():
+    """OUTPUT_DIR is TEST here, the name of a group of keys."""
+    args = parse("OUTPUT_DIR TEST -i 500")
+    assert args.opts == ["OUTPUT_DIR", "TEST"] and args.eval_iter == 500
 
 
 def test_as_detectron2():
@@ -27,6 +42,14 @@ def test_as_detectron2():
 def test_load_and_config():
     args = parse("--config SEED=1 MODEL.DEVICE cpu --load w.pth SEED=2")
     assert args.opts == ["MODEL.WEIGHTS", "w.pth", "SEED=1", "MODEL.DEVICE", "cpu", "SEED=2"]
+    assert parse("SEED=3").opts == ["SEED=3"]
+
+
+def test_flags_of_many_words_more_than_once():
+    args = parse("--config A=1 B 2 --config C=3 SEED=4")
+    assert args.opts == ["A=1", "B", "2", "C=3", "SEED=4"]
+    args = parse("--predict a.jpg SEED=1 --predict b.jpg c.jpg")
+    assert args.predict == ["a.jpg", "b.jpg", "c.jpg"] and args.opts == ["SEED=1"]
 
 
 def test_predict(tmp_path, monkeypatch):
@@ -54,11 +77,14 @@ def test_evaluate(tmp_path):
         ("SEED=1 --num 3", "--num: flags are not abbreviated"),
         ("--res", "write --resume"),
         ("--machine-rnk 1", "there is no flag --machine-rnk"),
-        ("SOLVER.BASE_LR -1e-3", "there is no flag -1e-3"),
+        ("-1e-3", "there is no flag -1e-3"),
+        ("OUTPUT_DIR --x", "a value that begins with - is written KEY=VALUE"),
         ("--logdir x", "--logdir of tensorpack is OUTPUT_DIR=FOLDER here"),
         ("--config b.yaml", "For a file write --config-file"),
         ("--predict", "--predict: name at least one image"),
+        ("--config SEED=1 --config b.yaml", "For a file write --config-file"),
         ("--predict SEED=1", "--predict: name at least one image"),
+        ("--predict a.jpg --predict", "--predict: name at least one image"),
         ("--predict a.jpg --eval-only", "--predict goes with none"),
         ("--evaluate found.txt", "must end in .json"),
         ("--evaluate nowhere/found.json", "there is no folder nowhere"),
@@ -77,3 +103,10 @@ def test_no_config_file(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["SEED=1"])
     assert "--config-file is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["", "--config ", "--predict a.jpg "])
+def test_mistyped_key(flag):
+    args = parse(f"{flag}MODLE.MASK_ON=True")
+    with pytest.raises(ValueError, match="no key MODLE.MASK_ON; the nearest is MODEL.MASK_ON$"):
+        read_config(CONFIG, args.opts)

@@ -44,8 +44,7 @@ def test_whole_number_for_a_fraction():
 @pytest.mark.parametrize(
     "words,named",
     [
-        ("SOLVER.BASE_LRR=1", ["SOLVER.BASE_LRR;", "SOLVER.BASE_LR"]),
-        ("SOLVER.BASE_LR.X=1", ["SOLVER.BASE_LR.X"]),
+        ("SOLVER.BASE_LR.X=1", ["no key SOLVER.BASE_LR.X; the nearest is SOLVER.BASE_LR"]),
         ("SOLVER=1", ["SOLVER is a group", "BASE_LR"]),
         ("SEED=3 SOLVER.BASE_LR", ["SOLVER.BASE_LR has no value", "SOLVER.BASE_LR=VALUE"]),
         ("SOLVER.BASE_LR=fast", ["SOLVER.BASE_LR=fast", "a float is wanted", "0.001"]),
@@ -53,13 +52,32 @@ def test_whole_number_for_a_fraction():
         ("MODEL.MASK_ON 1", ["MODEL.MASK_ON=1", "a bool is wanted"]),
         ("MODE_MASK=False", ["MODE_MASK is a key of tensorpack", "MODEL.MASK_ON"]),
         ("TRAIN.LR_SCHEDULE 2x", ["SOLVER.STEPS", "8 images"]),
-        ("solver.base_lr=1", ["no value"]),  # no key, as keys are in capitals
     ],
 )
 def test_mistakes(words, named):
     with pytest.raises(ValueError) as e:
         merge_options(config(), words.split())
     assert all(n in str(e.value) for n in named) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        ("SOLVER.BASE_LRR=1", "no key SOLVER.BASE_LRR; the nearest is SOLVER.BASE_LR"),
+        ("MODLE.MASK_ON True", "no key MODLE.MASK_ON; the nearest is MODEL.MASK_ON"),
+        ("BASE_LR=1", "no key BASE_LR; the nearest is SOLVER.BASE_LR"),
+        ("solver.base_lr=1", "no key solver.base_lr; the nearest is SOLVER.BASE_LR"),
+        ("solver.base_lr=1 SEED=3", "no key solver.base_lr; the nearest is SOLVER.BASE_LR"),
+        ("solver.base_lr 1 SEED=3", "no key solver.base_lr; the nearest is SOLVER.BASE_LR"),
+        ("FPN.PROPOSAL_MODE=x", "no key FPN.PROPOSAL_MODE"),  # of tensorpack
+        ("SEED=3 a.jpg=x", "no key a.jpg"),
+    ],
+)
+def test_unknown_keys(words, message):
+    """Keys are in capitals; a suggestion is near."""
+    with pytest.raises(ValueError) as e:
+        merge_options(config(), words.split())
+    assert str(e.value) == f"there is {message}"
 
 
 def test_tensorpack_keys():
@@ -85,6 +103,8 @@ def test_tensorpack_keys():
         ("FPN.NORM", True),
         ("IMG_0001.JPG", False),
         ("photo=1.jpg", False),
+        ("MODLE.MASK_ON=1", True),
+        ("MODLE.MASK_ON", False),
         ("MODEL/a.png", False),
     ],
 )
