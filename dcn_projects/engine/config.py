@@ -1,4 +1,5 @@
 import contextlib
+import os
 from collections.abc import Iterable
 
 import yaml
@@ -16,12 +17,16 @@ __all__ = ["one_line_errors", "read_config"]
 def one_line_errors(config_file: str):
     """
     Within this context all that detectron2 raises about a config is a ValueError of one line, which
-    names the file. An OSError stays what it is.
+    names the file, unless it begins with another one, such as that of the weights. An OSError stays
+    what it is.
     """
     try:
         yield
     except (AssertionError, KeyError, ValueError, yaml.YAMLError) as e:
-        raise ValueError(f"{config_file}: {one_line(e)}") from e
+        message = one_line(e)
+        blamed = message.partition(": ")[0]
+        is_known = os.path.isfile(blamed) or "://" in blamed
+        raise ValueError(message if is_known else f"{config_file}: {message}") from e
 
 
 def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:

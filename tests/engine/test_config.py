@@ -56,3 +56,19 @@ def test_errors_of_models(error, message):
     with pytest.raises(ValueError) as e, one_line_errors("a.yaml"):
         raise error
     assert str(e.value) == message
+
+
+def test_errors_of_weights(tmp_path):
+    """The config is not to blame for what begins with the name of a file."""
+    path = tmp_path / "model.pth"
+    messages = [f"{path}: it is of another model", "detectron2://x/model.pkl: it lacks x"]
+    path.touch()
+    for message in messages:
+        with pytest.raises(ValueError) as e, one_line_errors("a.yaml"):
+            raise ValueError(message)
+        assert str(e.value) == message
+    with (
+        pytest.raises(ValueError, match=f"^a.yaml: {tmp_path}/no.pth: x$"),
+        one_line_errors("a.yaml"),
+    ):
+        raise ValueError(f"{tmp_path}/no.pth: x")
