@@ -208,6 +208,16 @@ MISTAKES = {
         + " MODEL.ROI_HEADS.NAME CascadeROIHeads",
         ["TEST.AUG.MERGE"],
     ),
+    "pooling of other heads": (
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE ModulatedDeformROIPool"
+        + " MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME OHEMROIHeads",
+        ["ROI_BOX_HEAD.POOLER_TYPE", "OHEMROIHeads", "MODEL.ROI_HEADS.NAME DeformROIHeads"],
+    ),
+    "pooling of masks by other heads": (
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE DeformROIPool MODEL.MASK_ON True"
+        + " MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME StandardROIHeads",
+        ["ROI_MASK_HEAD.POOLER_TYPE DeformROIPool", "MODEL.ROI_HEADS.NAME DeformROIHeads"],
+    ),
 }
 
 

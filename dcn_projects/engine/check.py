@@ -5,7 +5,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, SemanticSegmentor
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
-from dcn_projects.modeling import RFCN, DeepLab, RFCNROIHeads, meta_architecture
+from dcn_projects.modeling import RFCN, DeepLab, DeformROIHeads, RFCNROIHeads, meta_architecture
 from dcn_projects.modeling.box_nms import soft_nms_options
 from dcn_projects.modeling.meta_arch.deeplab import window_options
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
@@ -21,8 +21,8 @@ def is_segmentor(cfg: CfgNode) -> bool:
 def check_heads(cfg: CfgNode) -> None:
     """
     Raises:
-        ValueError: if the heads are not those of the model, or cannot do the NMS, the windows or
-            the test-time augmentation that the config asks for
+        ValueError: if the heads are not those of the model, or cannot do the NMS, the windows, the
+            test-time augmentation or the RoI pooling that the config asks for
     """
     soft_nms_options(cfg)
     if window_options(cfg)["window_size"] and not issubclass(meta_architecture(cfg), DeepLab):
@@ -52,6 +52,13 @@ def check_heads(cfg: CfgNode) -> None:
         raw = augmentation_options(cfg)["raw"]
         if raw and issubclass(heads, CascadeROIHeads):
             raise ValueError(f"TEST.AUG.MERGE raw: {keys.NAME} has no single box head to ask")
+    for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD") if cfg.MODEL.MASK_ON else ("ROI_BOX_HEAD",):
+        pooler = cfg.MODEL[head].POOLER_TYPE
+        if pooler.endswith("DeformROIPool") and not issubclass(heads, DeformROIHeads):
+            raise ValueError(
+                f"MODEL.{head}.POOLER_TYPE {pooler}: {keys.NAME} cannot pool so. For Faster and "
+                "Mask R-CNN take MODEL.ROI_HEADS.NAME DeformROIHeads"
+            )
 
 
 def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
