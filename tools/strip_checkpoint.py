@@ -1,0 +1,57 @@
+#!/usr/bin/env python3
+"""
+Make of a checkpoint the file to publish: the weights alone.
+
+    python tools/strip_checkpoint.py output/model_final.pth detector.pth
+
+leaves out optimizer, schedule and iteration, and what only training reads: the thresholds of
+Dynamic R-CNN and the classifier of mimicked patches. The result is evaluated and drawn as before,
+and also loads into the model without these parts.
+"""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from dcn_projects.checkpoint import check_weights
+from dcn_projects.checkpoint.load import OF_TRAINING
+
+
+def strip(source: Path, output: Path) -> None:
+    """
+    Raises:
+        OSError: if the source cannot be read, or the output not be written
+        ValueError: if the source is no checkpoint of a detectron2 training
+    """
+    check_weights(str(source), "the checkpoint")
+    if source.suffix != ".pth" or output.suffix != ".pth":
+        raise ValueError("both files must be .pth")
+    content = torch.load(source, map_location="cpu", weights_only=True)
+    weights = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{source} holds no parameters with names")
+    kept = {name: value for name, value in weights.items() if not OF_TRAINING.fullmatch(name)}
+    part = output.with_suffix(".part")
+    torch.save({"model": kept}, part)
+    part.replace(output)  # whole, or not at all
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path, help="checkpoint of a training")
+    parser.add_argument("output", type=Path, help="file to write")
+    args = parser.parse_args()
+    try:
+        strip(args.source, args.output)
+    except (OSError, ValueError) as e:
+        parser.exit(1, f"error: {e}\n")
+    before, after = (path.stat().st_size / 2**20 for path in (args.source, args.output))
+    print(f"wrote {args.output}: {after:.1f} MB of {before:.1f}")
+
+
+if __name__ == "__main__":
+    main()
