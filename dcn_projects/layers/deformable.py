@@ -8,11 +8,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from .deform_conv import deform_conv
 
+_PLAIN = nn.Conv2d, Conv2d
+
 
 class DeformableConv2d(Conv2d):
     """
-    A Conv2d that `deformable` has made deformable (arXiv 1703.06211, Sec. 2.1) or modulated
-    deformable (arXiv 1811.11168, Sec. 3.2), with its parameters under their old names.
+    A Conv2d that `deformable`, and nothing else, has made deformable (arXiv 1703.06211, Sec. 2.1)
+    or modulated deformable (arXiv 1811.11168, Sec. 3.2), with its parameters under their old names.
 
     `conv_offset`, a convolution of the same input with the same geometry, predicts offsets, and
     below them, if it is modulated, logits of the mask. It starts at zero, and the mask is twice
@@ -53,7 +55,8 @@ def deformable(
     """
     Make convolutions of a model deformable, in place. Outputs stay what they are until the offsets
     have learnt something. The state dict keeps its names and gets `<name>.conv_offset.weight` and
-    `.bias`, so that checkpoints of the plain model load with strict=False.
+    `.bias`, so that checkpoints of the plain model load with strict=False. Both learn, even where
+    the convolution itself is frozen.
 
     The modules remain the same objects: hooks, optimizers, and lists that hold them without
     registering them, as detectron2's FPN has, see the deformable ones.
@@ -62,7 +65,8 @@ def deformable(
         module: a model, or a single Conv2d of torch.nn or of detectron2.layers, with any kernel,
             stride, dilation, groups and bias, norm and activation
         select: patterns of names in `module.named_modules()`, in which * stands for any characters,
-            dots too ("*.res5.*.conv2"). Of the modules that match, those are taken that convolve
+            dots too ("*.res5.*.conv2"). Of the modules that match, those are taken that convolve;
+            "*" alone takes every Conv2d of torch.nn or detectron2.layers and leaves the others
         modulated: learn a mask in [0, 2] for every sample
         groups: channel groups with offsets of their own  # deformable_groups
     Returns:
@@ -75,7 +79,8 @@ def deformable(
     chosen, unused = {}, set(patterns)
     for name, child in module.named_modules(remove_duplicate=False):
         matches = {pattern for pattern in patterns if fnmatchcase(name, pattern)}
-        if matches and _convolves(child):
+        by_type = patterns == ["*"] and child is not module
+        if matches and (type(child) in _PLAIN if by_type else _convolves(child)):
             unused -= matches
             chosen[child] = name
     if unused or not chosen:
@@ -96,7 +101,7 @@ def _check(conv: nn.Module, name: str, groups: int) -> None:
     problem = None
     if type(conv) is DeformableConv2d:
         problem = "is deformable already"
-    elif type(conv) not in (nn.Conv2d, Conv2d):
+    elif type(conv) not in _PLAIN:
         problem = f"is a {type(conv).__name__}, not a Conv2d of torch.nn or detectron2.layers"
     elif conv.padding_mode != "zeros":
         problem = f"has padding_mode {conv.padding_mode}, not zeros"

@@ -89,6 +89,21 @@ def test_patterns_select_convolutions():
     assert names("res5.*") == [f"res5.0.{c}" for c in ("shortcut", "conv1", "conv2", "conv3")]
 
 
+def test_without_patterns_every_plain_convolution_is_taken():
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 2), Conv2d(4, 4, 1), nn.ReLU()
+    )
+    deformable(model)
+    assert [type(m) for m in model] == [
+        DeformableConv2d,
+        nn.ConvTranspose2d,
+        DeformableConv2d,
+        nn.ReLU,
+    ]
+    with pytest.raises(ValueError, match="1 is a ConvTranspose2d"):
+        deformable(model, select="[1]")
+
+
 def test_modules_that_are_held_twice():
     """FPN calls its convolutions through a list that does not register them."""
     block = BottleneckBlock(4, 8, bottleneck_channels=4, norm="")
@@ -140,7 +155,7 @@ def test_what_cannot_be_swapped_is_named(module, options, message):
     model = nn.ModuleDict({"b": nn.Conv2d(12, 12, 3), "a": module, "relu": nn.ReLU()})
     before = list(model.state_dict())
     with pytest.raises(ValueError, match=f"^deformable: .*{message}"):
-        deformable(model, **options)
+        deformable(model, **{"select": "?", **options})
     assert type(model["b"]) is nn.Conv2d and list(model.state_dict()) == before
 
 
