@@ -1,9 +1,11 @@
 """
 What Dynamic R-CNN adds to a training step: the step of the plain model and of the dynamic one, from
-the same weights on the same images of noise, and its parts alone (statistics, exchange, logging).
+the same weights on the same images of noise, and its parts alone (statistics, logging, every 100
+iterations new thresholds). One process; what several exchange is two numbers of each.
 """
 
 import functools
+import itertools
 import sys
 
 import measure
@@ -46,8 +48,10 @@ def parts_alone(model: torch.nn.Module, inputs: list[dict]) -> measure.Call:
     del heads.dynamic.begin_stage
     ((args, kwargs),) = seen
 
+    iterations = itertools.count()
+
     def call():
-        with EventStorage():
+        with EventStorage(next(iterations)):
             begin(*args, **kwargs)
             heads.dynamic.end_iteration()
 

@@ -14,16 +14,18 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
-# Starts train_net.py's main in a child process, and kills it when it has finished the iteration
-# that the command line names, if any. What each iteration had is kept in a file.
+# Starts train_net.py's main in child processes, and kills them a moment after the first one has
+# finished the iteration that the command line names, if any: in the next iteration or while a
+# checkpoint is written. What each iteration had is kept in a file.
 PROGRAM = """
-import json, os, signal, sys, time
+import json, os, random, signal, socket, sys, time
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 import train_net
 
-FOLDER, kills = sys.argv[1], json.loads(sys.argv[2])
+FOLDER, kills, processes = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 with open("records.json") as f:
     records = json.load(f)
 DatasetCatalog.register("resume_test", lambda: records)
@@ -33,9 +35,10 @@ MetadataCatalog.get("resume_test").set(
 
 class Keep(HookBase):
     def after_step(self):
-        latest = {k: v for k, (v, _) in self.trainer.storage.latest().items()}
+        latest, i = self.trainer.storage.latest(), self.trainer.iter
+        latest = {k: v for k, (v, iteration) in latest.items() if iteration == i}
         numbers = {k: v for k, v in latest.items() if "loss" in k or "dynamic" in k}
-        with open(FOLDER + "/kept.jsonl", "a") as f:
+        with open(f"{FOLDER}/kept.jsonl{comm.get_rank() or ''}", "a") as f:
             f.write(json.dumps([self.trainer.iter, numbers]) + "\\n")
 
 class Trainer(train_net.Trainer):
@@ -50,25 +53,41 @@ def iterations():
     with open(FOLDER + "/kept.jsonl") as f:
         return [json.loads(line)[0] for line in f.read().splitlines()]
 
+def torchrun(rank):  # what its processes are told
+    numbers = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes)
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=PORT)
+
 def run(arguments, kill_after):
-    child = os.fork()
-    if child == 0:
-        torch.set_num_threads(1)
-        sys.argv = ["train_net.py", *arguments]
-        train_net.main(train_net.parse_arguments())
-        os._exit(0)
+    global PORT
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        PORT = str(s.getsockname()[1])
+    children = []
+    for rank in range(processes):
+        children.append(os.fork())
+        if children[-1] == 0:
+            if processes > 1:
+                torchrun(rank)
+            torch.set_num_threads(1)
+            sys.argv = ["train_net.py", *arguments]
+            train_net.launch(train_net.main, train_net.parse_arguments())
+            os._exit(0)
     while kill_after is not None and kill_after not in iterations():
         time.sleep(0.002)
-        if os.waitpid(child, os.WNOHANG) != (0, 0):
+        if os.waitpid(children[0], os.WNOHANG) != (0, 0):
             sys.exit("The training ended before it was killed")
     if kill_after is not None:
-        os.kill(child, signal.SIGKILL)
-    if os.waitpid(child, 0)[1] != (0 if kill_after is None else signal.SIGKILL):
-        sys.exit("The training failed")
+        time.sleep(random.SystemRandom().uniform(0, 0.1))
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+    for child in children:
+        if os.waitpid(child, 0)[1] != (0 if kill_after is None else signal.SIGKILL):
+            sys.exit("The training failed")
 
 os.makedirs(FOLDER)
 for i, kill_after in enumerate([*kills, None]):
-    run([*(["--resume"] if i else []), *sys.argv[3:], "OUTPUT_DIR", FOLDER], kill_after)
+    run([*(["--resume"] if i else []), *sys.argv[4:], "OUTPUT_DIR", FOLDER], kill_after)
 """
 
 MAX_ITER, PERIOD = 20, 4
@@ -100,11 +119,11 @@ def make_images(folder):
     (folder / "records.json").write_text(json.dumps(records))
 
 
-def train(folder, name, kills):
+def train(folder, name, kills, processes=1):
     """Numbers of every iteration, in the order in which they were kept, and the last state."""
     config = ROOT / "configs/Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits.yaml"
     command = [sys.executable, "-c", PROGRAM, str(folder / name), json.dumps(kills)]
-    command += ["--config-file", str(config)]
+    command += [str(processes), "--config-file", str(config)]
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
@@ -133,14 +152,29 @@ def test_killed_twice(whole):
     for name in ("iou_threshold", "beta"):
         values = [numbers[f"dynamic_rcnn/{name}"] for _, numbers in expected]
         assert len(set(values)) >= 3, values
-    kills = sorted(random.SystemRandom().sample(range(1, MAX_ITER - 1), 2))
-    actual, state = train(folder, "killed", kills)
+    kills = sorted(random.SystemRandom().sample(range(1, MAX_ITER - 5), 2))
+    check_same(train(folder, "killed", kills), (expected, expected_state), kills)
+
+
+def check_same(actual, expected, kills):
+    (actual, state), (expected, expected_state) = actual, expected
     expected = dict(expected)
     assert {i for i, _ in actual} == set(expected), kills
     for iteration, numbers in actual:  # also what was done twice
         assert numbers == expected[iteration], (kills, iteration)
     for name, value in expected_state.items():
         assert torch.equal(value, state[name]), (kills, name)
+
+
+def test_two_processes_that_are_killed(tmp_path):
+    make_images(tmp_path)
+    expected = train(tmp_path, "whole", [], processes=2)
+    kill = random.SystemRandom().randrange(1, MAX_ITER - 5)
+    check_same(train(tmp_path, "killed", [kill], processes=2), expected, kill)
+    # The second process, which logs no losses, has the same numbers.
+    ranks = [(tmp_path / "whole" / f"kept.jsonl{rank or ''}").read_text() for rank in range(2)]
+    last = [json.loads(text.splitlines()[-1])[1] for text in ranks]
+    assert last[1].items() <= last[0].items() and last[1]["dynamic_rcnn/beta"] < 1
 
 
 def test_where_the_numbers_are_seen(whole, run_program):
