@@ -120,7 +120,7 @@ def convert_weights(
     Args:
         source: a `.params` file of MXNet or an `.npz` of tensorpack: a detector, or the classifier
             that it starts from; or a `.pth` of maskrcnn-benchmark or of code that is built on it
-        output: `.pkl` or `.pth`
+        output: `.pkl` or `.pth`; its folder is made if there is none
         cfg: config of the model
         shapes: name -> shape of every parameter and buffer of the model
         boxes_normalized: see `convert_mxnet`; only for MXNet
@@ -162,6 +162,7 @@ def convert_weights(
 
 def _write(path: Path, params: dict[str, np.ndarray]) -> None:
     """A file in detectron2's own format, so that no names are guessed when it is loaded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
         try:
             if path.suffix == ".pkl":

@@ -228,7 +228,6 @@ def test_mistakes(run_tool, source, tmp_path):
         source, tmp_path / "model.zip", *config
     )
     assert "unknown kind of weights, expected a .params" in fails(CONFIG, output, *config)
-    assert "No such file" in fails(source, tmp_path / "nowhere" / "model.pkl", *config)
     assert "PIXEL_STD" in fails(source, output, *config, "MODEL.PIXEL_STD", "[57.0, 57.0, 58.0]")
     assert "PIXEL_MEAN" in fails(source, output, *config, "INPUT.FORMAT", "RGB")
     assert "there is no key MODEL.DEPTH" in fails(source, output, *config, "MODEL.DEPTH", "50")
@@ -238,6 +237,12 @@ def test_mistakes(run_tool, source, tmp_path):
     source.write_bytes(source.read_bytes()[:5000])
     assert f"{source}: array 24 of 103, at byte" in fails(source, output, *config)
     assert os.listdir(tmp_path) == [source.name]
+
+
+def test_the_folder_of_the_output_is_made(run_tool, source, tmp_path):
+    output = tmp_path / "new" / "weights" / "model.pkl"
+    assert run_tool(source, output, "--config-file", CONFIG, *NARROW)[0] == 0
+    assert os.listdir(output.parent) == [output.name]
 
 
 def test_source_is_never_overwritten(run_tool, source, tmp_path):
