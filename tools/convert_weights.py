@@ -24,6 +24,7 @@ import torch
 from detectron2.modeling import build_model
 
 from dcn_projects.checkpoint import convert_weights
+from dcn_projects.checkpoint.settings import reorders_anchors
 from dcn_projects.engine import one_line_errors, read_config
 
 
@@ -61,7 +62,14 @@ def main():
     print(f"{args.output} is written from {args.source}: {kind}")
     if differing:
         settings = " ".join(f"{key} {shlex.quote(str(v))}" for key, v in differing.items())
-        print(f"note: the original has other settings. For the same results set {settings}")
+        if reorders_anchors(cfg, differing):
+            print(
+                "note: the original has other settings, and with them the anchors have another "
+                "order. For the same results convert again with these options, and then detect "
+                f"with them: {settings}"
+            )
+        else:
+            print(f"note: the original has other settings. For the same results set {settings}")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,9 @@ def convert_weights(
         legacy_anchors: the anchors of a detector of tensorpack from before May 2019
     Returns:
         str, dict: what was in the source, and the settings, by full key, with which the original
-            detects and which are others in `cfg`
+            detects and which are others in `cfg`. What is written is for `cfg`: where
+            `reorders_anchors` holds for these settings, a model with them needs a file that is
+            converted with them
     Raises:
         OSError: if a file cannot be read or written
         ValueError: if the source is damaged, or not exactly what the model needs; the message

@@ -5,7 +5,14 @@ from collections.abc import Mapping
 import numpy as np
 from detectron2.config import CfgNode
 
-__all__ = ["anchor_order", "check_pixels", "check_stride", "differences", "heads_settings"]
+__all__ = [
+    "anchor_order",
+    "check_pixels",
+    "check_stride",
+    "differences",
+    "heads_settings",
+    "reorders_anchors",
+]
 
 _RATIO_FIRST = "MXNetAnchorGenerator"  # the anchors of py-faster-rcnn, and their order
 
@@ -59,6 +66,17 @@ def anchor_order(cfg: CfgNode, ratio_first: bool) -> list[int]:
     by_size = np.arange(sizes * ratios).reshape(sizes, ratios)  # [size, ratio] -> number
     source = np.arange(sizes * ratios).reshape(ratios, sizes).T if ratio_first else by_size
     return (source.T if keys.NAME == _RATIO_FIRST else source).flatten().tolist()
+
+
+def reorders_anchors(cfg: CfgNode, settings: Mapping[str, object]) -> bool:
+    """
+    Whether settings, by full key, give the anchors of a cell another order than they have in `cfg`:
+    an RPN that was converted for `cfg` is then not one for the settings.
+    """
+    changed = cfg.clone()
+    changed.defrost()
+    changed.merge_from_list([part for setting in settings.items() for part in setting])
+    return anchor_order(changed, ratio_first=True) != anchor_order(cfg, ratio_first=True)
 
 
 def heads_settings(cfg: CfgNode, pooler: str, legacy_anchors: bool) -> dict[str, object]:

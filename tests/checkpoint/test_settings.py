@@ -7,6 +7,7 @@ from dcn_projects.checkpoint.settings import (
     check_stride,
     differences,
     heads_settings,
+    reorders_anchors,
 )
 
 MEAN, STD = (123.0, 116.0, 103.0), (58.0, 57.0, 56.0)  # RGB
@@ -49,6 +50,18 @@ def test_anchor_order(cfg):
     cfg.MODEL.ANCHOR_GENERATOR.NAME = "MXNetAnchorGenerator"
     assert anchor_order(cfg, ratio_first=True) == [0, 1, 2, 3, 4, 5]
     assert anchor_order(cfg, ratio_first=False) == [0, 3, 1, 4, 2, 5]
+
+
+def test_settings_that_reorder_anchors(cfg):
+    """A generator with ratios first does where there are several sizes; an offset does not."""
+    mxnet = {"MODEL.ANCHOR_GENERATOR.NAME": "MXNetAnchorGenerator"}
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64]]
+    cfg.freeze()
+    assert reorders_anchors(cfg, mxnet | {"MODEL.PIXEL_MEAN": [102.9801, 115.9465, 122.7717]})
+    assert not reorders_anchors(cfg, {"MODEL.ANCHOR_GENERATOR.OFFSET": 0.5})
+    cfg.defrost()
+    cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32], [64]]
+    assert not reorders_anchors(cfg, mxnet)
 
 
 def test_settings_of_the_heads(cfg):

@@ -3,6 +3,7 @@
 import os
 import pickle
 import runpy
+import shlex
 import sys
 import zipfile
 from pathlib import Path
@@ -145,6 +146,38 @@ def test_maskrcnn_benchmark(run_tool, tmp_path):
     (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-50])
     code, _ = run_tool(*arguments)
     assert f"error: {tmp_path}/a.pth: the file is cut off" == code
+
+
+def test_anchors_in_another_order(run_tool, tmp_path):
+    """Who follows the note gets the rows of the original's RPN, in the order of its anchors."""
+    original = MaskRCNNBenchmark(
+        *(False, False), classes=4, anchors=15, units=(1, 1, 1, 3), stem=4, width=4
+    )
+    arrays = random_arrays(original.parameters())
+    state = {name: torch.from_numpy(array + 1) for name, array in arrays.items()}
+    torch.save({"model": state}, tmp_path / "a.pth")
+    arguments = [tmp_path / "a.pth", tmp_path / "b.pth", "--config-file"]
+    arguments.append(ROOT / "configs/Mask-RCNN/faster_rcnn_R_50_C4_2x.yaml")
+    arguments += """
+        MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.STEM_OUT_CHANNELS 4 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+        MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.RPN.CONV_DIMS [64] MODEL.ROI_HEADS.NUM_CLASSES 3
+        MODEL.BACKBONE.NAME build_deform_resnet_backbone MODEL.RESNETS.STRIDE_IN_1X1 True
+        MODEL.PIXEL_STD [1.0,1.0,1.0]
+    """.split()
+
+    def convert(*opts):
+        code, printed = run_tool(*arguments, *opts)
+        assert code == 0
+        model = torch.load(tmp_path / "b.pth")["model"]
+        return printed, model["proposal_generator.rpn_head.objectness_logits.bias"]
+
+    theirs = state["rpn.head.cls_logits.bias"]
+    printed, bias = convert()
+    assert torch.equal(bias, theirs.view(3, 5).T.flatten())
+    note = "the anchors have another order. For the same results convert again with these options"
+    assert note in printed
+    printed, bias = convert(*shlex.split(printed.rsplit(": ", 1)[1]))
+    assert "note" not in printed and torch.equal(bias, theirs)
 
 
 def test_kinds_of_files(run_tool, tmp_path):
