@@ -19,7 +19,9 @@ from .rules import (
 
 __all__ = ["convert_maskrcnn_benchmark", "read_pth"]
 
-_EPS = 1e-5  # detectron2 adds it to the variance of frozen norms; the original does not
+# detectron2 adds it to all variances; the original's frozen norms do not, its BatchNorm does.
+_EPS = 1e-5
+_COUNTER = ".num_batches_tracked"  # that of BatchNorm. Frozen norms have none
 _BOX, _MASK = "roi_heads.box.", "roi_heads.mask."
 # Names of Dynamic R-CNN's code, where RPN and head are no modules: these stand for the others.
 _FLAT = {
@@ -200,8 +202,6 @@ def _find_rule(
     if not renamed or name.endswith(".0.bias") and layer[:-2] in _CONV_OR_PAIR:
         return None  # a pair with a bias is a convolution and ReLU, which no model here has
     target = f"{renamed}.{kind}"
-    if kind == "running_var":
-        return Rule(target, lambda array: array.astype(np.float32) - _EPS)
     if target.endswith("stem.conv1.weight") and not bgr:
         return Rule(target, lambda array: array[:, ::-1])
     if renamed.endswith(("objectness_logits", "anchor_deltas")):
@@ -231,7 +231,8 @@ def convert_maskrcnn_benchmark(
         bgr: the model reads BGR, as the originals do
         anchor_order: of an RPN's cell; anchor i of the model is anchor_order[i] of the original
     Returns:
-        the network in words, and name -> array, float32, of everything in `shapes`
+        the network in words, and name -> array, float32, of everything in `shapes` but counters
+        of batches
     Raises:
         ValueError: with a list of all that is unknown, missing or misshapen
     """
@@ -247,11 +248,9 @@ def convert_maskrcnn_benchmark(
             f"{_BOX}feature_extractor.fc6.1 is GroupNorm after a fully connected layer, in the box "
             "head of two such layers. detectron2 has no head like that: it cannot be converted"
         )
-    unfit += [
-        f"{name} has variances below {_EPS}"
-        for name, array in arrays.items()
-        if name.endswith(".running_var") and (array < _EPS).any()
-    ]
+    variances = [name for name in arrays if name.endswith(".running_var")]
+    frozen = [n for n in variances if n.removesuffix(".running_var") + _COUNTER not in arrays]
+    unfit += [f"{n} has variances below {_EPS}" for n in frozen if (arrays[n] < _EPS).any()]
     backbone, _ = resnet_prefixes(shapes)
     xconv_modules = 3 if _BOX + "feature_extractor.xconvs.1.weight" in arrays else 2
     left_out = {
@@ -259,6 +258,7 @@ def convert_maskrcnn_benchmark(
         for name in arrays
         if _ANCHORS.fullmatch(name)
     }
+    left_out |= {name: lambda array: array.ndim == 0 for name in arrays if name.endswith(_COUNTER)}
     if "mimic_score.weight" not in shapes:  # nothing reads it at inference
         left_out |= {
             f"mimicking_head.mimicking_cls_score.{kind}": lambda array: True
@@ -266,7 +266,10 @@ def convert_maskrcnn_benchmark(
         }
 
     def find_rule(name):
-        return _find_rule(name, backbone, xconv_modules, bgr, anchor_order)
+        rule = _find_rule(name, backbone, xconv_modules, bgr, anchor_order)
+        if rule and name in frozen:
+            return rule._replace(convert=lambda array: array.astype(np.float32) - _EPS)
+        return rule
 
     return network, apply_rules(
         f"a {network}", arrays, find_rule, shapes, expected_parameters(shapes), left_out, unfit

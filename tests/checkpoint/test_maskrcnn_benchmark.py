@@ -142,6 +142,23 @@ def test_a_model_that_reads_rgb(tmp_path):
     check_outputs(original, convert(cfg, arrays, tmp_path), arrays, "RGB")
 
 
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_norms_that_are_not_frozen(norm, tmp_path):
+    """BatchNorm counts batches, and adds its epsilon to the variance there as well as here."""
+    original, cfg = narrow("FPN Mask", "MODEL.RESNETS.NORM", norm)
+    arrays = random_arrays(original.parameters())
+    arrays["backbone.body.layer1.0.bn2.running_var"][0] = 0
+    with_eps = {n: a + np.float32(1e-5) if "running_var" in n else a for n, a in arrays.items()}
+    for name in [n for n in arrays if n.endswith("running_var")]:
+        arrays[name.replace("running_var", "num_batches_tracked")] = np.array(7)
+    model = convert(cfg, arrays, tmp_path)
+    check_outputs(original, model, with_eps)
+    variance = "backbone.bottom_up.res2.0.conv2.norm.running_var"
+    np.testing.assert_array_equal(
+        model.state_dict()[variance], arrays["backbone.body.layer1.0.bn2.running_var"]
+    )
+
+
 def convert_to(model, arrays):
     original, cfg = narrow(model)
     return convert_maskrcnn_benchmark(arrays, shapes_of(cfg), True, range(original.anchors))
