@@ -133,7 +133,7 @@ def convert_weights(
     Raises:
         OSError: if a file cannot be read or written
         ValueError: if the source is damaged, or not exactly what the model needs; the message
-            names all that is unknown, missing or misshapen
+            names some of what is unknown, missing or misshapen
     """
     source, output = Path(source), Path(output)
     if output.suffix not in (".pkl", ".pth"):

@@ -1,8 +1,10 @@
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
+
+from .names import first_names, resnet_blocks
 
 __all__ = ["load_to_start", "load_trained"]
 
@@ -39,7 +41,11 @@ class _WholeCheckpointer(_Checkpointer):
             "it has in another shape": shapes,
             "the model has no": unknown,
         }
-        lists = [_list(what, names) for what, names in problems.items() if names]
+        lists = [
+            f"{what} {', '.join(first_names(names, _NUM_NAMED))}"
+            for what, names in problems.items()
+            if names
+        ]
         if lists:
             raise ValueError(
                 f"it is of another model than the config: {'; '.join(lists)}. "
@@ -51,8 +57,10 @@ class _StartCheckpointer(_Checkpointer):
     def check(self, found):
         own = [name for name in self.model.state_dict() if not OF_TRAINING.fullmatch(name)]
         missing = set(found.missing_keys)
-        in_file = _blocks([*(name for name in own if name not in missing), *found.unexpected_keys])
-        in_model = _blocks(own)
+        in_file = resnet_blocks(
+            [*(name for name in own if name not in missing), *found.unexpected_keys]
+        )
+        in_model = resnet_blocks(own)
         for stage in in_file.keys() & in_model.keys():
             if in_file[stage] != in_model[stage]:
                 raise ValueError(
@@ -60,20 +68,6 @@ class _StartCheckpointer(_Checkpointer):
                     f"in {stage}, and with MODEL.RESNETS.DEPTH the model has "
                     f"{len(in_model[stage])}"
                 )
-
-
-def _blocks(names: Iterable[str]) -> dict[str, set[str]]:
-    """Stage -> its blocks, of the parameters of a ResNet anywhere in a model."""
-    blocks = {}
-    for name in names:
-        if match := re.search(r"(?:^|\.)(res[2-5])\.(\d+)\.", name):
-            blocks.setdefault(match[1], set()).add(match[2])
-    return blocks
-
-
-def _list(what: str, names: list[str]) -> str:
-    more = len(names) - _NUM_NAMED
-    return f"{what} {', '.join(names[:_NUM_NAMED])}" + (f" and {more} more" if more > 0 else "")
 
 
 def load_trained(model: nn.Module, path: str) -> None:

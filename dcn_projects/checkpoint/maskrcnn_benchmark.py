@@ -7,6 +7,7 @@ from os import PathLike
 import numpy as np
 import torch
 
+from .names import first_names
 from .rules import (
     Rule,
     apply_rules,
@@ -110,7 +111,8 @@ def read_pth(path: str | PathLike) -> dict[str, np.ndarray]:
         raise ValueError(f"{path}: a {type(state).__name__} is not the state of a model")
     others = [str(name) for name, value in state.items() if not _is_array(value)]
     if others:
-        raise ValueError(f"{path}: these are no dense tensors of numbers: {', '.join(others)}")
+        named = ", ".join(first_names(others, 5))
+        raise ValueError(f"{path}: these are no dense tensors of numbers: {named}")
     arrays = {str(name).removeprefix("module."): t.detach().numpy() for name, t in state.items()}
     if len(arrays) != len(state):
         raise ValueError(f"{path}: it has tensors of the same name, with and without module.")
@@ -234,7 +236,7 @@ def convert_maskrcnn_benchmark(
         the network in words, and name -> array, float32, of everything in `shapes` but counters
         of batches
     Raises:
-        ValueError: with a list of all that is unknown, missing or misshapen
+        ValueError: if anything is unknown, missing or misshapen, see `apply_rules`
     """
     network = "maskrcnn-benchmark detector"
     if "rpn_conv.weight" in arrays:

@@ -191,8 +191,7 @@ def convert_mxnet(
         the name of the network, and name -> array, float32, of everything in `shapes`; from an
         ImageNet classifier only its ResNet, without the offset layers, which it does not have
     Raises:
-        ValueError: with a list of all arrays that the model has no place for, that do not have
-            the shape, type or values that they should have, and of all parameters without an array
+        ValueError: if anything is unknown, missing or misshapen, see `apply_rules`
     """
     networks = _networks(options)
     network, layers = next(

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .load import OF_TRAINING
+from .names import first_names, resnet_blocks
 
 __all__ = [
     "Rule",
@@ -15,6 +16,8 @@ __all__ = [
     "reorder_anchors",
     "resnet_prefixes",
 ]
+
+_NUM_NAMED = 5  # arrays of each kind that an error names
 
 
 class Rule(NamedTuple):
@@ -65,6 +68,17 @@ def expected_parameters(shapes: Iterable[str], resnet_only: bool = False) -> lis
     return [name for name in names if resnet.match(name)]
 
 
+def _differing_blocks(targets: Iterable[str], shapes: Iterable[str]) -> list[str]:
+    """In words, each stage that has another number of blocks in the file than in the model."""
+    in_file, in_model = resnet_blocks(targets), resnet_blocks(shapes)
+    return [
+        f"{stage} has {len(in_file[stage])} blocks in the file and {len(in_model[stage])} in the "
+        "config: MODEL.RESNETS.DEPTH"
+        for stage in sorted(in_file.keys() & in_model.keys())
+        if len(in_file[stage]) != len(in_model[stage])
+    ]
+
+
 def apply_rules(
     what: str,
     arrays: Mapping[str, np.ndarray],
@@ -88,16 +102,18 @@ def apply_rules(
     Returns:
         dict: name -> array, float32
     Raises:
-        ValueError: with a list of all arrays that the model has no place for, that do not have
-            the shape, type or values that they should have, and of all parameters without an array
+        ValueError: if there are arrays that the model has no place for, or that do not have the
+            shape, type or values that they should have, or parameters without an array; it names
+            some of each, and stages of the ResNet with another number of blocks
     """
-    found, unknown, unfit = {}, [], list(unfit)
+    found, unknown, unfit, targets = {}, [], list(unfit), []
     for name, array in arrays.items():
         if name in left_out:
             if not left_out[name](array):
                 unfit.append(f"{name} {array.shape} is not that of {what}")
             continue
         rule = find_rule(name)
+        targets += [rule.target] if rule else []
         if rule is None or rule.target not in shapes:
             unknown.append(name + (f" (as {rule.target})" if rule else ""))
         elif rule.target in found:
@@ -115,8 +131,13 @@ def apply_rules(
         "these arrays are not what they should be": unfit,
         "the file has no array for": [name for name in expected if name not in found],
     }
-    lists = [f"{what}\n    " + "\n    ".join(names) for what, names in problems.items() if names]
+    lists = [
+        "\n    ".join([problem, *first_names(names, _NUM_NAMED)])
+        for problem, names in problems.items()
+        if names
+    ]
     if lists:
-        raise ValueError("\n".join([f"{what} that does not fit the model", *lists]))
+        blocks = _differing_blocks(targets, shapes)
+        raise ValueError("\n".join([f"{what} that does not fit the model", *blocks, *lists]))
     params = {name: rule.convert(array) for name, (rule, array) in found.items()}
     return {name: np.array(array, np.float32) for name, array in params.items()}

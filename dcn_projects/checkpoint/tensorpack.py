@@ -174,8 +174,8 @@ def convert_tensorpack(
         the network in words, and name -> array, float32, of everything in `shapes`; from an
         ImageNet classifier only its ResNet, without offset layers, which it does not have
     Raises:
-        ValueError: with a list of all that is unknown, missing or misshapen. Shapes are those of
-            PyTorch's layout
+        ValueError: if anything is unknown, missing or misshapen, see `apply_rules`. Shapes are
+            those of PyTorch's layout
     """
     backbone, res5 = resnet_prefixes(shapes)
     is_classifier = not any(name.startswith("rpn/") for name in arrays)
@@ -203,6 +203,8 @@ def convert_tensorpack(
             left_out,
         )
     except ValueError as e:
-        no_bias = ".bias)" in str(e) and any(map(_GN.fullmatch, arrays))
+        rules = filter(None, map(find_rule, arrays))
+        no_bias = any(r.target.endswith(".bias") and r.target not in shapes for r in rules)
+        no_bias = no_bias and any(map(_GN.fullmatch, arrays))
         raise ValueError(f"{e}\n{_GN_ORDER}" if no_bias else str(e)) from None
     return network, params

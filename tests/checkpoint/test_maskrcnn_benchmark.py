@@ -196,6 +196,7 @@ def test_all_that_is_wrong_is_listed():
         convert_to("FPN Mask", arrays)
     assert str(error.value).split("\n") == [
         "a maskrcnn-benchmark detector that does not fit the model",
+        "res2 has 2 blocks in the file and 1 in the config: MODEL.RESNETS.DEPTH",
         "the model has no parameter for",
         "    backbone.body.layer1.0.gn4.weight",
         "    backbone.body.layer1.1.conv1.weight (as backbone.bottom_up.res2.1.conv1.weight)",
@@ -210,6 +211,30 @@ def test_all_that_is_wrong_is_listed():
         "    backbone.fpn_lateral2.bias",
         "    roi_heads.mask_head.predictor.bias",
     ]
+
+
+@pytest.mark.parametrize("file,config", [(101, 50), (50, 101), (152, 50)])
+def test_resnets_of_another_depth(file, config):
+    """17 blocks of 3 convolutions with norms of 4 arrays; the message stays readable."""
+    blocks = {50: (4, 6), 101: (4, 23), 152: (8, 36)}
+    units = (3, *blocks[file], 3)
+    original = MaskRCNNBenchmark(fpn=True, mask=True, units=units, stem=1, width=1, dim=1, fc=1)
+    arrays = {n: np.broadcast_to(np.float32(1), s) for n, s in original.parameters().items()}
+    opts = [*narrow_opts(original, 1), "MODEL.RESNETS.DEPTH", config]
+    with pytest.raises(ValueError) as error:
+        convert_maskrcnn_benchmark(
+            arrays, shapes_of(make_cfg(MASK + "FPN_1x", *opts)), True, range(original.anchors)
+        )
+    _, *lines = str(error.value).split("\n")
+    stages = [
+        f"{stage} has {theirs} blocks in the file and {ours} in the config: MODEL.RESNETS.DEPTH"
+        for stage, theirs, ours in zip(("res3", "res4"), blocks[file], blocks[config])
+        if theirs != ours
+    ]
+    problem = "the model has no parameter for" if file > config else "the file has no array for"
+    assert lines[: len(stages) + 1] == [*stages, problem]
+    more = 15 * abs(sum(blocks[file]) - sum(blocks[config])) - 5
+    assert len(lines) == len(stages) + 7 and lines[-1] == f"    and {more} more"
 
 
 def test_fully_connected_layers_with_gn():

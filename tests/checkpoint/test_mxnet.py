@@ -231,6 +231,7 @@ def test_all_that_is_wrong_is_listed():
         convert_mxnet(arrays, make_shapes("R-FCN"), OPTIONS)
     assert str(error.value).split("\n") == [
         "an MXNet R-FCN that does not fit the model",
+        "res5 has 2 blocks in the file and 1 in the config: MODEL.RESNETS.DEPTH",
         "the model has no parameter for",
         "    arg:fc_new_1_weight",
         "    arg:rpn_conv_3x3_weight_test",

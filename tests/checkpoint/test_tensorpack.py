@@ -211,6 +211,7 @@ def test_all_that_is_wrong_is_listed():
         convert_tensorpack(arrays, shapes_of(cfg), True, range(3))
     assert str(error.value).split("\n") == [
         "a tensorpack detector that does not fit the model",
+        "res3 has 2 blocks in the file and 1 in the config: MODEL.RESNETS.DEPTH",
         "the model has no parameter for",
         "    fastrcnn/gn0/W",
         "    group1/block1/conv1/W (as backbone.bottom_up.res3.1.conv1.weight)",
@@ -238,6 +239,10 @@ def test_gn_detectors_do_not_fit_the_order_of_detectron2():
         "build_tensorpack_resnet_fpn_backbone, MODEL.ROI_BOX_HEAD.NAME TensorpackBoxHead and "
         "MODEL.ROI_MASK_HEAD.NAME TensorpackMaskHead where their NORM is GN",
     ]
+    unknown = {f"unknown{i}/W": np.ones((1, 1)) for i in range(9)}  # named instead of the biases
+    arrays = unknown | random_arrays(original.parameters())
+    with pytest.raises(ValueError, match="and 8 more\ntensorpack has a bias, then ReLU, then Gro"):
+        convert_tensorpack(arrays, shapes_of(cfg), True, range(3))
 
 
 @pytest.fixture
