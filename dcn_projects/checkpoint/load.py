@@ -61,7 +61,7 @@ class _StartCheckpointer(_Checkpointer):
             [*(name for name in own if name not in missing), *found.unexpected_keys]
         )
         in_model = resnet_blocks(own)
-        for stage in in_file.keys() & in_model.keys():
+        for stage in sorted(in_file.keys() & in_model.keys()):
             if in_file[stage] != in_model[stage]:
                 raise ValueError(
                     f"it is of another depth than the config: it has {len(in_file[stage])} blocks "
