@@ -45,6 +45,7 @@ from dcn_projects.engine import (
     OffsetStatistics,
     check_classes,
     check_heads,
+    check_preprocessing,
     is_segmentor,
     last_checkpoint,
     launch,
@@ -237,6 +238,7 @@ def prepare(cfg, args):
         return functools.partial(Trainer.test, cfg, model)
     trainer = Trainer(cfg)
     if told_by == "MODEL.WEIGHTS":
+        check_preprocessing(cfg)
         load_to_start(trainer.model, path)
     else:
         load_trained(trainer.model, path)  # it must be of this model

@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
@@ -10,7 +11,7 @@ from dcn_projects.modeling.box_nms import soft_nms_options
 from dcn_projects.modeling.meta_arch.deeplab import window_options
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
 
-__all__ = ["check_classes", "check_heads", "is_segmentor"]
+__all__ = ["check_classes", "check_heads", "check_preprocessing", "is_segmentor"]
 
 
 def is_segmentor(cfg: CfgNode) -> bool:
@@ -58,6 +59,26 @@ def check_heads(cfg: CfgNode) -> None:
             raise ValueError(
                 f"MODEL.{head}.POOLER_TYPE {pooler}: {keys.NAME} cannot pool so. For Faster and "
                 "Mask R-CNN take MODEL.ROI_HEADS.NAME DeformROIHeads"
+            )
+
+
+def check_preprocessing(cfg: CfgNode) -> None:
+    """
+    Warns if the ImageNet weights that training starts from want other pixels or another stride:
+    the model learns all the same, but worse.
+    """
+    if "ImageNetPretrained/MSRA/" not in cfg.MODEL.WEIGHTS:
+        return
+    expected = {"PIXEL_STD": [1.0] * 3, "RESNETS.STRIDE_IN_1X1": True}
+    actual = {
+        "PIXEL_STD": list(cfg.MODEL.PIXEL_STD),
+        "RESNETS.STRIDE_IN_1X1": cfg.MODEL.RESNETS.STRIDE_IN_1X1,
+    }
+    for key, value in expected.items():
+        if actual[key] != value:
+            logging.getLogger(__name__).warning(
+                f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS} were trained with MODEL.{key} {value}, and it "
+                f"is {actual[key]}"
             )
 
 
