@@ -1,11 +1,18 @@
+import traceback
+from pathlib import Path
+
 __all__ = ["one_line"]
 
 
 def one_line(error: BaseException) -> str:
     """
     The message of an error without line breaks. Of a KeyError, which quotes its message, the
-    message itself, or "there is no KEY" where it has none.
+    message itself, or "there is no KEY" where it has none. Of an error without a message, as of a
+    bare assertion, the line of code that raised it.
     """
+    if not str(error) and error.__traceback__:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__} at {at.line} ({Path(at.filename).name}, line {at.lineno})"
     is_key = isinstance(error, KeyError) and len(error.args) == 1
     words = str(error.args[0] if is_key else error).split()
     return f"there is no {words[0]}" if is_key and len(words) == 1 else " ".join(words)

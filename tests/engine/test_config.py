@@ -72,3 +72,10 @@ def test_errors_of_weights(tmp_path):
         one_line_errors("a.yaml"),
     ):
         raise ValueError(f"{tmp_path}/no.pth: x")
+
+
+def test_an_error_without_a_message_shows_its_line():
+    with pytest.raises(ValueError) as e, one_line_errors("a.yaml"):
+        raise AssertionError  # as an assertion of detectron2
+    assert str(e.value).startswith("a.yaml: AssertionError at raise AssertionError")
+    assert "(test_config.py, line " in str(e.value)
