@@ -34,7 +34,7 @@ TOLERANCE = 1e-3
 
 def has_their_operators(device: str) -> bool:
     """On the CPU they have no backward; a build without compiled code has none at all."""
-    return device == "cuda" and "deform_conv_forward" in dir(theirs._C)
+    return device == "cuda" and "deform_conv_forward" in dir(getattr(theirs, "_C", None))
 
 
 def torchvision_conv(x, offset, weight, stride, padding, dilation, groups, deformable_groups):

@@ -14,7 +14,7 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from dcn_projects import add_dcn_config
-from dcn_projects.checkpoint import convert_weights
+from dcn_projects.checkpoint import convert_weights, load_trained
 from dcn_projects.checkpoint.maskrcnn_benchmark import convert_maskrcnn_benchmark, read_pth
 from dcn_projects.checkpoint.settings import (
     check_pixels,
@@ -120,8 +120,7 @@ def convert(cfg, arrays, tmp_path):
     model = build_model(cfg).eval()
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     convert_weights(tmp_path / "net.pth", tmp_path / "net.pkl", cfg, shapes)
-    params = np.load(tmp_path / "net.pkl", allow_pickle=True)["model"]
-    model.load_state_dict({n: torch.from_numpy(a) for n, a in params.items()})
+    load_trained(model, str(tmp_path / "net.pkl"))
     return model
 
 

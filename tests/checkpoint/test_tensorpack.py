@@ -10,7 +10,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from dcn_projects.checkpoint import convert_weights
+from dcn_projects.checkpoint import convert_weights, load_trained
 from dcn_projects.checkpoint.tensorpack import convert_tensorpack, read_npz
 from tests.checkpoint.narrow_models import check_outputs, make_cfg, narrow_opts, shapes_of, zeros
 from tests.checkpoint.tensorpack_networks import Tensorpack
@@ -112,7 +112,7 @@ def convert(cfg, arrays, tmp_path, **options):
     model = build_model(cfg).eval()
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     convert_weights(tmp_path / "net.npz", tmp_path / "net.pth", cfg, shapes, **options)
-    model.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True)["model"])
+    load_trained(model, str(tmp_path / "net.pth"))
     return model
 
 

@@ -126,7 +126,7 @@ def train(folder, name, kills, processes=1):
     command += [str(processes), "--config-file", str(config)]
     env = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }

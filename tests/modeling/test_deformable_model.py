@@ -136,6 +136,7 @@ def test_learns_its_offsets(place):
 
 def test_retinanet_backbone():
     """DEFORM_ON_PER_STAGE below RetinaNet's pyramid, with detectron2's names and shapes."""
+    pytest.importorskip("detectron2._C", reason="detectron2's DeformConv needs it")
     cfg = make_cfg("res3-res5, RetinaNet")
     cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, True, True, True]
     ours = build_deform_retinanet_resnet_fpn_backbone(cfg, ShapeSpec(channels=3))

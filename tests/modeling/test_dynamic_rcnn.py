@@ -369,7 +369,8 @@ def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     program = folder / "program.py"
     program.write_text(TWO_PROCESSES)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    env = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     done = subprocess.run(
         [sys.executable, program, folder], cwd=ROOT, env=env, timeout=300, **output
