@@ -7,7 +7,6 @@ import zipfile
 
 import numpy as np
 import pytest
-import torch
 from detectron2.modeling import build_model
 
 from dcn_projects.checkpoint import convert_weights, load_trained
