@@ -46,6 +46,7 @@ from dcn_projects.engine import (
     check_classes,
     check_heads,
     check_preprocessing,
+    check_training,
     is_segmentor,
     last_checkpoint,
     launch,
@@ -216,33 +217,33 @@ def check_files(cfg, args):
             raise ValueError(f"--evaluate: {name} is not evaluated as COCO is. Take --eval-only")
     if learns_masks(cfg):
         check_masks_to_evaluate(cfg.DATASETS.TEST)
-    path, told_by = weights_to_load(cfg, args)
-    check_weights(path, told_by)
+    if not args.eval_only:
+        check_training(cfg)
+    if resumed := checkpoint_to_resume(cfg, args):
+        check_weights(resumed, told_by=os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    else:
+        check_weights(cfg.MODEL.WEIGHTS)
 
 
-def weights_to_load(cfg, args) -> tuple[str, str]:
-    """Their path, and what it is told by."""
+def checkpoint_to_resume(cfg, args) -> str | None:
     if args.resume and not args.eval_only:
         last = last_checkpoint(Path(cfg.OUTPUT_DIR))
-        if last is not None:
-            return str(last), os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")
-    return cfg.MODEL.WEIGHTS, "MODEL.WEIGHTS"
+        return None if last is None else str(last)
 
 
 def prepare(cfg, args):
     """Build the model and load its weights. Returns what is to be run then, without arguments."""
-    path, told_by = weights_to_load(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        load_trained(model, path)
+        load_trained(model, cfg.MODEL.WEIGHTS)
         return functools.partial(Trainer.test, cfg, model)
     trainer = Trainer(cfg)
-    if told_by == "MODEL.WEIGHTS":
-        check_preprocessing(cfg)
-        load_to_start(trainer.model, path)
-    else:
-        load_trained(trainer.model, path)  # it must be of this model
+    if resumed := checkpoint_to_resume(cfg, args):
+        load_trained(trainer.model, resumed)  # it must be of this model
         trainer.resume_or_load()
+    else:
+        check_preprocessing(cfg)
+        load_to_start(trainer.model, cfg.MODEL.WEIGHTS)
     return trainer.train
 
 
@@ -272,7 +273,8 @@ def main(args):
     except OSError as e:
         # A file cannot be used, and the message names it. An error of a data loader process
         # carries the traceback of that process, and the message as its last line.
-        sys.exit("error: " + str(e).strip().splitlines()[-1].removeprefix("OSError: "))
+        lines = str(e).strip().splitlines() or [one_line(e)]
+        sys.exit("error: " + lines[-1].removeprefix("OSError: "))
 
 
 if __name__ == "__main__":

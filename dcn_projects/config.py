@@ -134,8 +134,8 @@ def add_box_head_config(cfg: CN) -> None:
 
 def add_ohem_config(cfg: CN) -> None:
     """
-    Online hard example mining (arXiv 1604.03540) in `OHEMROIHeads`, `MXNetROIHeads` and
-    `RFCNROIHeads`.
+    Online hard example mining (arXiv 1604.03540), in all box heads of this project but those of
+    the cascade.
     """
     # RoIs kept per image: those of the largest loss. 0 keeps all that were sampled.
     cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM = 0
@@ -182,7 +182,8 @@ def add_dynamic_rcnn_config(cfg: CN) -> None:
     # C: so many iterations make a window. At its end the mean of the IoUs is the new threshold,
     # and the median of the errors the new beta.
     cfg.MODEL.DYNAMIC_RCNN.ITERATION_COUNT = 100
-    # The threshold at the start, and the lowest one ever. A cascade takes its IOUS instead.
+    # The threshold at the start, unless MODEL.WEIGHTS has one, and the lowest one ever. A cascade
+    # takes its IOUS instead.
     cfg.MODEL.DYNAMIC_RCNN.WARMUP_IOU = 0.4
     # beta at the start, and the highest one ever.
     cfg.MODEL.DYNAMIC_RCNN.WARMUP_BETA = 1.0

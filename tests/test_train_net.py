@@ -183,6 +183,13 @@ MISTAKES = {
         "MODEL.META_ARCHITECTURE DeepLab MODEL.ROI_HEADS.NAME StandardROIHeads",
         ["DeepLab", "classes of pixels", "mine"],
     ),
+    "no iterations": ("SOLVER.MAX_ITER 0", ["SOLVER.MAX_ITER is 0"]),
+    "mixed precision": ("SOLVER.AMP.ENABLED True", ["SOLVER.AMP.ENABLED", "GPU"]),
+    "patterns without their model": (
+        "MODEL.DEFORMABLE.SELECT ['*.conv2']",
+        ["DEFORMABLE.SELECT", "MODEL.DEFORMABLE.META_ARCHITECTURE RFCN"],
+    ),
+    "a key of other heads": ("MODEL.ROI_HEADS.FILL_BATCH True", ["FILL_BATCH", "MXNetROIHeads"]),
     "divergence": ("SOLVER.BASE_LR 1e30 SOLVER.MAX_ITER 3", ["diverged", "SOLVER.BASE_LR"]),
     "missing weights": ("MODEL.WEIGHTS nowhere/model.pth", ["MODEL.WEIGHTS", "nowhere/model.pth"]),
     "truncated weights": ("MODEL.WEIGHTS {truncated}", ["MODEL.WEIGHTS", "cut.pth", "cut off"]),
@@ -324,6 +331,18 @@ def test_unreadable_image(workers, own_data, datasets, tmp_path):
     options = options_for(own_data(images=images), tmp_path / "out")
     options += ["DATALOADER.NUM_WORKERS", workers]
     check_message(error_of(*options), [str(images), "Replace the file"])
+
+
+def test_broken_png(own_data, datasets, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for image in (datasets / "digits_coco/train").iterdir():
+        Image.open(image).save(images / image.name, format="PNG")
+        content = bytearray((images / image.name).read_bytes())
+        content[36] ^= 255
+        (images / image.name).write_bytes(content)
+    options = options_for(own_data(images=images), tmp_path / "out")
+    check_message(error_of(*options), [str(images), "broken PNG", "Replace the file"])
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def main():
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the config")
     args = parser.parse_intermixed_args()
     try:
-        cfg = read_config(args.config_file, [*args.opts, "MODEL.DEVICE", "meta"])
+        cfg = read_config(args.config_file, ["MODEL.DEVICE=meta", *args.opts])
         # On the device "meta" there are names and shapes without memory or initialisation.
         with one_line_errors(args.config_file), torch.device("meta"):
             shapes = {name: tuple(t.shape) for name, t in build_model(cfg).state_dict().items()}

@@ -4,6 +4,10 @@ from dcn_projects.one_line import one_line
 
 __all__ = ["CheckedDatasetMapper"]
 
+# Pillow raises SyntaxError on broken PNGs, detectron2 any of the last on odd annotations.
+_OF_DAMAGE = (OSError, SyntaxError, ValueError)
+_OF_DAMAGE += (AssertionError, AttributeError, LookupError, TypeError)
+
 
 class CheckedDatasetMapper(DatasetMapper):
     """detectron2's mapper, whose errors name the image that could not be used."""
@@ -16,7 +20,7 @@ class CheckedDatasetMapper(DatasetMapper):
         """
         try:
             return super().__call__(dataset_dict)
-        except (AssertionError, KeyError, OSError, ValueError) as e:
+        except _OF_DAMAGE as e:
             raise OSError(
                 f"Cannot use {dataset_dict['file_name']} ({one_line(e)}). "
                 "Replace the file, or take the image out of the annotations."

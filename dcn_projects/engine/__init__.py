@@ -1,5 +1,5 @@
 from .arguments import parse_arguments
-from .check import check_classes, check_heads, check_preprocessing, is_segmentor
+from .check import check_classes, check_heads, check_preprocessing, check_training, is_segmentor
 from .checkpoints import last_checkpoint, mirrored_output_dir, weights_to_evaluate
 from .config import one_line_errors, read_config
 from .launch import launch
@@ -15,6 +15,7 @@ __all__ = [
     "check_classes",
     "check_heads",
     "check_preprocessing",
+    "check_training",
     "is_segmentor",
     "last_checkpoint",
     "launch",

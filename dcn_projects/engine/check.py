@@ -3,15 +3,34 @@ from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import ROI_HEADS_REGISTRY, GeneralizedRCNN, SemanticSegmentor
+from detectron2.modeling import (
+    ROI_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    RetinaNet,
+    SemanticSegmentor,
+)
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
-from dcn_projects.modeling import RFCN, DeepLab, DeformROIHeads, RFCNROIHeads, meta_architecture
+from dcn_projects.modeling import (
+    RFCN,
+    DeepLab,
+    DeformROIHeads,
+    MXNetROIHeads,
+    RFCNROIHeads,
+    build_deformable_model,
+    meta_architecture,
+)
 from dcn_projects.modeling.box_nms import soft_nms_options
 from dcn_projects.modeling.meta_arch.deeplab import window_options
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
 
-__all__ = ["check_classes", "check_heads", "check_preprocessing", "is_segmentor"]
+__all__ = [
+    "check_classes",
+    "check_heads",
+    "check_preprocessing",
+    "check_training",
+    "is_segmentor",
+]
 
 
 def is_segmentor(cfg: CfgNode) -> bool:
@@ -30,6 +49,12 @@ def check_heads(cfg: CfgNode) -> None:
         raise ValueError(
             f"TEST.WINDOW_SIZE: {cfg.MODEL.META_ARCHITECTURE} takes whole images. For windows of a "
             "SemanticSegmentor take MODEL.META_ARCHITECTURE DeepLab"
+        )
+    swaps = build_deformable_model.__name__
+    if cfg.MODEL.DEFORMABLE.SELECT and cfg.MODEL.META_ARCHITECTURE != swaps:
+        raise ValueError(
+            f"MODEL.DEFORMABLE.SELECT is read by {swaps}: make it MODEL.META_ARCHITECTURE, and "
+            f"MODEL.DEFORMABLE.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
         )
     keys = cfg.MODEL.ROI_HEADS
     heads = ROI_HEADS_REGISTRY.get(keys.NAME)
@@ -53,6 +78,15 @@ def check_heads(cfg: CfgNode) -> None:
         raw = augmentation_options(cfg)["raw"]
         if raw and issubclass(heads, CascadeROIHeads):
             raise ValueError(f"TEST.AUG.MERGE raw: {keys.NAME} has no single box head to ask")
+    for key, value, reader in (
+        ("ROI_BOX_HEAD.REDUCED_DIM", cfg.MODEL.ROI_BOX_HEAD.REDUCED_DIM, DeformROIHeads),
+        ("ROI_HEADS.FILL_BATCH", keys.FILL_BATCH, MXNetROIHeads),
+    ):
+        if value and not issubclass(heads, reader):
+            raise ValueError(
+                f"MODEL.{key} is {value}, but {keys.NAME} does not read it. Take "
+                f"MODEL.ROI_HEADS.NAME {reader.__name__}"
+            )
     for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD") if cfg.MODEL.MASK_ON else ("ROI_BOX_HEAD",):
         pooler = cfg.MODEL[head].POOLER_TYPE
         if pooler.endswith("DeformROIPool") and not issubclass(heads, DeformROIHeads):
@@ -60,6 +94,23 @@ def check_heads(cfg: CfgNode) -> None:
                 f"MODEL.{head}.POOLER_TYPE {pooler}: {keys.NAME} cannot pool so. For Faster and "
                 "Mask R-CNN take MODEL.ROI_HEADS.NAME DeformROIHeads"
             )
+
+
+def check_training(cfg: CfgNode) -> None:
+    """
+    Raises:
+        ValueError: if detectron2's trainer cannot run so, which it would not say in so many words
+    """
+    positive = {
+        "MAX_ITER": cfg.SOLVER.MAX_ITER,
+        "CHECKPOINT_PERIOD": cfg.SOLVER.CHECKPOINT_PERIOD,
+        "IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
+    }
+    for key, value in positive.items():
+        if value < 1:
+            raise ValueError(f"SOLVER.{key} is {value}, expected 1 or more")
+    if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
+        raise ValueError("SOLVER.AMP.ENABLED: detectron2's mixed precision needs a GPU")
 
 
 def check_preprocessing(cfg: CfgNode) -> None:
@@ -92,6 +143,8 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     """
     if issubclass(meta_architecture(cfg), GeneralizedRCNN):
         head, kind = "ROI_HEADS", "thing_classes"
+    elif issubclass(meta_architecture(cfg), RetinaNet):
+        head, kind = "RETINANET", "thing_classes"
     elif is_segmentor(cfg):
         head, kind = "SEM_SEG_HEAD", "stuff_classes"
     else:

@@ -1,4 +1,5 @@
 import logging
+import os
 
 import torch
 from detectron2.config import CfgNode
@@ -11,7 +12,9 @@ from .config import one_line_errors, read_config
 __all__ = ["build_predictor", "load_predictor"]
 
 
-def build_predictor(config_file: str, weights: str, opts=()) -> DefaultPredictor:
+def build_predictor(
+    config_file: str | os.PathLike, weights: str | os.PathLike, opts=()
+) -> DefaultPredictor:
     """
     Args:
         config_file: one of configs/*/*.yaml
@@ -29,8 +32,8 @@ def build_predictor(config_file: str, weights: str, opts=()) -> DefaultPredictor
         cfg.MODEL.DEVICE = "cpu"
     if not weights:
         raise ValueError("The path of the weights is empty: name a checkpoint.")
-    check_weights(weights, told_by="weights")
-    cfg.MODEL.WEIGHTS = str(weights)
+    cfg.MODEL.WEIGHTS = os.fspath(weights)
+    check_weights(cfg.MODEL.WEIGHTS, told_by="weights")
     with one_line_errors(config_file):
         return load_predictor(cfg)
 

@@ -57,7 +57,9 @@ def deform_conv(
             derivative
     """
     device_type = input.device.type
-    if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
+    # Autocast leaves float64 alone.
+    is_cast = input.dtype != torch.float64 and device_type in ("cpu", "cuda")
+    if is_cast and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)

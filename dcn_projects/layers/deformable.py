@@ -58,15 +58,16 @@ def deformable(
     `.bias`, so that checkpoints of the plain model load with strict=False. Both learn, even where
     the convolution itself is frozen.
 
-    The modules remain the same objects: hooks, optimizers, and lists that hold them without
-    registering them, as detectron2's FPN has, see the deformable ones.
+    The modules remain the same objects: hooks, and lists that hold them without registering them,
+    as detectron2's FPN has, see the deformable ones. An optimizer has to be built afterwards.
 
     Args:
         module: a model, or a single Conv2d of torch.nn or of detectron2.layers, with any kernel,
             stride, dilation, groups and bias, norm and activation
         select: patterns of names in `module.named_modules()`, in which * stands for any characters,
             dots too ("*.res5.*.conv2"). Of the modules that match, those are taken that convolve;
-            "*" alone takes every Conv2d of torch.nn or detectron2.layers and leaves the others
+            "*" alone takes every Conv2d of torch.nn or detectron2.layers that does not itself
+            predict offsets, and leaves the others
         modulated: learn a mask in [0, 2] for every sample
         groups: channel groups with offsets of their own  # deformable_groups
     Returns:
@@ -79,8 +80,11 @@ def deformable(
     chosen, unused = {}, set(patterns)
     for name, child in module.named_modules(remove_duplicate=False):
         matches = {pattern for pattern in patterns if fnmatchcase(name, pattern)}
-        by_type = patterns == ["*"] and child is not module
-        if matches and (type(child) in _PLAIN if by_type else _convolves(child)):
+        if patterns == ["*"] and child is not module:
+            is_meant = type(child) in _PLAIN and not name.endswith("_offset")
+        else:
+            is_meant = _convolves(child)
+        if matches and is_meant:
             unused -= matches
             chosen[child] = name
     if unused or not chosen:

@@ -241,6 +241,12 @@ class DynamicTraining(nn.Module):
             name = f"dynamic_rcnn/{name}{suffix}"
             get_event_storage().put_scalar(name, value, smoothing_hint=False)
 
+    def _keep(self):
+        """The numbers in use, in the buffers."""
+        for stage, (matcher, loss) in enumerate(zip(self.matchers, self.losses)):
+            self.iou_threshold[stage] = matcher.threshold
+            self.beta[stage] = loss.beta
+
     def _update(self, iteration: int):
         """Compute threshold and beta of every stage from the window."""
         for stage, statistics in enumerate(self.window.flatten(0, 1).permute(1, 2, 0).tolist()):
@@ -249,9 +255,7 @@ class DynamicTraining(nn.Module):
                 self._log(stage, iou_kth=self.matchers[stage].update(ious))
             if self.dsl and errors:
                 self._log(stage, error_kth=self.losses[stage].update(errors))
-        for stage, (matcher, loss) in enumerate(zip(self.matchers, self.losses)):
-            self.iou_threshold[stage] = matcher.threshold
-            self.beta[stage] = loss.beta
+        self._keep()
         logging.getLogger(__name__).info(
             f"Dynamic R-CNN after {iteration + 1} iterations: IoU threshold "
             + ", ".join(f"{matcher.threshold:.4f}" for matcher in self.matchers)
@@ -288,3 +292,4 @@ class DynamicTraining(nn.Module):
         if self.dsl:
             for loss, beta in zip(self.losses, self.beta.tolist()):
                 loss.beta = min(beta, loss.highest)
+        self._keep()

@@ -1,11 +1,13 @@
-"""Weights whose preprocessing is known."""
+"""Configs that fit neither their weights nor their data."""
 
 import logging
 
 import pytest
 from detectron2.config import get_cfg
+from detectron2.data import MetadataCatalog
 
-from dcn_projects.engine import check_preprocessing
+from dcn_projects import add_dcn_config
+from dcn_projects.engine import check_classes, check_preprocessing
 
 MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 
@@ -26,3 +28,18 @@ def test_weights_of_other_pixels_or_strides(weights, options, named, caplog):
         check_preprocessing(cfg)
     assert len(caplog.messages) == bool(named)
     assert all(name in caplog.text for name in named)
+
+
+@pytest.mark.parametrize(
+    "model, head", [("RetinaNet", "RETINANET"), ("GeneralizedRCNN", "ROI_HEADS")]
+)
+def test_other_classes(model, head, request):
+    MetadataCatalog.get("three").thing_classes = ["a", "b", "c"]
+    request.addfinalizer(lambda: MetadataCatalog.remove("three"))
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.MODEL.META_ARCHITECTURE = model
+    with pytest.raises(ValueError, match=f"{head}.NUM_CLASSES is 80, but data set three has 3"):
+        check_classes(cfg, ["three"])
+    cfg.MODEL[head].NUM_CLASSES = 3
+    check_classes(cfg, ["three"])

@@ -349,6 +349,13 @@ def test_autocast():
     assert_all_close(mixed, expected, 1.5e-2)
 
 
+def test_autocast_leaves_float64_alone():
+    inputs = make_inputs(dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        actual = gradients(deform_conv, inputs)
+    assert_all_close(actual, gradients(deform_conv, inputs), 0)
+
+
 @pytest.mark.skipif(not COMPILED, reason="torchvision's kernel makes no such promise")
 @pytest.mark.parametrize("case", [dict(C=300), dict(N=5, size=(24, 25))], ids=str)
 def test_threads_do_not_change_the_result(case):

@@ -100,6 +100,10 @@ def test_without_patterns_every_plain_convolution_is_taken():
         DeformableConv2d,
         nn.ReLU,
     ]
+    before = dict(model.named_modules())
+    with pytest.raises(ValueError, match="no convolution"):
+        deformable(model)  # nor those that predict offsets now
+    assert dict(model.named_modules()) == before
     with pytest.raises(ValueError, match="1 is a ConvTranspose2d"):
         deformable(model, select="[1]")
 

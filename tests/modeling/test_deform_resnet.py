@@ -138,6 +138,8 @@ def test_ceil_pool_windows_start_at_the_first_cell():
     [
         (dict(DEPTH=51), "DEPTH is 51"),
         (dict(DEPTH=18, DEFORM_ON_PER_STAGE=[False] * 3 + [True]), "no bottlenecks"),
+        (dict(DEPTH=18, RES2_OUT_CHANNELS=256), "RES2_OUT_CHANNELS 64"),
+        (dict(RES4_DILATION=2), "RES4_DILATION is 2"),
         (dict(RES5_DILATION=4), "RES5_DILATION is 4"),
         (dict(DEFORM_MASK_SCALE=0.5), "DEFORM_MASK_SCALE is 0.5"),
         (dict(DEFORM_OFFSET_INIT="normal"), "DEFORM_OFFSET_INIT is normal"),

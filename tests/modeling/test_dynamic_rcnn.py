@@ -467,6 +467,7 @@ def test_a_checkpoint_of_other_bounds():
     saved["iou_threshold"], saved["beta"] = torch.tensor([0.3]), torch.tensor([1.5])
     dynamic.load_state_dict(saved)
     assert numbers(dynamic) == (0.4, 1.0)
+    assert (float(dynamic.iou_threshold), float(dynamic.beta)) == (0.4, 1.0)
 
 
 def make_cfg(name="DynamicROIHeads", ohem=0, **dynamic):

@@ -99,9 +99,10 @@ def test_the_choice_follows_the_weights_of_the_losses():
 def test_classes_alone(agnostic):
     """The hardest by cross entropy, and for it; the box loss is that of all RoIs."""
     (scores, deltas), proposals = make_inputs(agnostic)
-    with EventStorage():
+    with EventStorage() as storage:
         outputs = make_outputs(5, agnostic, ohem_box_loss=False, loss_weight={"loss_cls": 2.0})
         losses = outputs.losses((scores, deltas), proposals)
+    assert len(storage.history("fast_rcnn/cls_accuracy").values()) == 1  # that of all RoIs
     entropies, row = [], 0
     for p in proposals:
         of_image = [
@@ -246,6 +247,13 @@ def test_the_heads_of_a_user_stay_as_they_are():
 def test_impossible_options_are_named(name, option, message):
     with pytest.raises(ValueError, match=message):
         build_roi_heads(make_cfg(name, **option), SHAPES)
+
+
+def test_losses_of_the_main_branch_are_refused():
+    cfg = make_cfg("OHEMROIHeads")
+    cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
+    with pytest.raises(ValueError, match="USE_SIGMOID_CE False"):
+        build_roi_heads(cfg, SHAPES)
 
 
 def test_only_kept_rois_have_a_gradient():

@@ -161,10 +161,16 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
             f"MODEL.RESNETS.DEPTH is {keys.DEPTH}, expected one of {list(_NUM_BLOCKS)}"
         )
     basic = keys.DEPTH in _BASIC_BLOCK_DEPTHS
-    if basic and (any(keys.DEFORM_ON_PER_STAGE) or keys.RES5_DILATION != 1 or keys.NUM_GROUPS != 1):
+    fixed = dict(RES5_DILATION=1, NUM_GROUPS=1, RES2_OUT_CHANNELS=64)
+    if basic and (any(keys.DEFORM_ON_PER_STAGE) or any(keys[k] != v for k, v in fixed.items())):
         raise ValueError(
             f"MODEL.RESNETS.DEPTH {keys.DEPTH} has no bottlenecks: DEFORM_ON_PER_STAGE must be all "
-            "False, RES5_DILATION 1 and NUM_GROUPS 1 (or choose another DEPTH)"
+            f"False, {', '.join(f'{k} {v}' for k, v in fixed.items())} (or choose another DEPTH)"
+        )
+    if keys.RES4_DILATION != 1:
+        raise ValueError(
+            f"MODEL.RESNETS.RES4_DILATION is {keys.RES4_DILATION}, but {cfg.MODEL.BACKBONE.NAME} "
+            "dilates res5 alone"
         )
     for key in ("DEFORM_ON_PER_STAGE", "DEFORM_LAST_BLOCKS"):
         if len(keys[key]) != 4:

@@ -1,6 +1,7 @@
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
+from detectron2.layers import cross_entropy
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
 from fvcore.nn import smooth_l1_loss
 
@@ -13,8 +14,9 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
     """
     detectron2's outputs, whose losses see only the hardest RoIs of each image: online hard example
     mining (arXiv 1604.03540) in the form of R-FCN (arXiv 1605.06409, Sec. 2), without NMS among
-    the RoIs and without a share of foreground. The heads must label all proposals rather than
-    sample them: ROI_HEADS.BATCH_SIZE_PER_IMAGE above their number, POSITIVE_FRACTION 1.
+    the RoIs and without a share of foreground. For that the heads label all proposals rather than
+    sample them: ROI_HEADS.BATCH_SIZE_PER_IMAGE above their number, POSITIVE_FRACTION 1. Otherwise
+    the hardest are those of the sampled.
     """
 
     @configurable
@@ -44,6 +46,12 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
                 f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {keys.BBOX_REG_LOSS_TYPE}: OHEM_NUM > 0 "
                 "needs smooth_l1, or OHEM_BOX_LOSS False"
             )
+        # Of detectron2's main branch.
+        if keys.OHEM_NUM > 0 and keys.get("USE_SIGMOID_CE"):
+            raise ValueError(
+                "MODEL.ROI_BOX_HEAD.OHEM_NUM > 0 needs USE_SIGMOID_CE False: it ranks RoIs by the "
+                "cross entropy of a softmax"
+            )
         ret = super().from_config(cfg, input_shape)
         ret["ohem_num"] = keys.OHEM_NUM
         ret["ohem_box_loss"] = keys.OHEM_BOX_LOSS
@@ -53,10 +61,13 @@ class OHEMFastRCNNOutputLayers(SoftNMSFastRCNNOutputLayers):
         """As in FastRCNNOutputLayers: means over the kept RoIs."""
         if self.ohem_num == 0:
             return super().losses(predictions, proposals)
-        hardest = super().losses(*self.keep_hardest(predictions, proposals))
+        hardest = self.keep_hardest(predictions, proposals)
         if self.ohem_box_loss:
-            return hardest
-        return {**super().losses(predictions, proposals), "loss_cls": hardest["loss_cls"]}
+            return super().losses(*hardest)
+        (scores, _), kept = hardest
+        loss_cls = cross_entropy(scores, torch.cat([p.gt_classes for p in kept]))
+        losses = super().losses(predictions, proposals)
+        return {**losses, "loss_cls": loss_cls * self.loss_weight.get("loss_cls", 1.0)}
 
     def keep_hardest(self, predictions, proposals):
         """
