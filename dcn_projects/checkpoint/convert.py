@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from .maskrcnn_benchmark import convert_maskrcnn_benchmark, read_pth
+from .maskrcnn_benchmark import TREB1EN, convert_maskrcnn_benchmark, read_pth
 from .mxnet import ModelOptions, convert_mxnet
 from .mxnet_params import MAGIC, read_params
 from .settings import anchor_order, check_pixels, check_stride, differences, heads_settings
@@ -72,7 +72,7 @@ def _convert_maskrcnn_benchmark(path, cfg: CfgNode, shapes) -> Conversion:
     network, params = convert_maskrcnn_benchmark(
         arrays, shapes, cfg.INPUT.FORMAT == "BGR", anchor_order(cfg, ratio_first=True)
     )
-    if "TreB1eN" in network:
+    if network == TREB1EN:
         network += ", to train on: the heads here have ReLUs in other places"
     settings = heads_settings(cfg, "ROIAlign", legacy_anchors=True)
     settings["MODEL.PIXEL_MEAN"] = mean[::-1] if cfg.INPUT.FORMAT == "BGR" else mean

@@ -22,6 +22,8 @@ __all__ = ["convert_maskrcnn_benchmark", "read_pth"]
 
 # detectron2 adds it to all variances; the original's frozen norms do not, its BatchNorm does.
 _EPS = 1e-5
+TREB1EN = "DCNv2 detector of TreB1eN"
+
 _COUNTER = ".num_batches_tracked"  # that of BatchNorm. Frozen norms have none
 _BOX, _MASK = "roi_heads.box.", "roi_heads.mask."
 # Names of Dynamic R-CNN's code, where RPN and head are no modules: these stand for the others.
@@ -242,7 +244,7 @@ def convert_maskrcnn_benchmark(
     if "rpn_conv.weight" in arrays:
         network = "Dynamic R-CNN"
     elif any(".linear_deform_" in name for name in arrays):
-        network = "DCNv2 detector of TreB1eN"
+        network = TREB1EN
     unfit: list[str] = []
     arrays = _joined(_without_copies(arrays, unfit))
     if _BOX + "feature_extractor.fc6.1.weight" in arrays:
