@@ -10,8 +10,10 @@ Train and evaluate the models of this project.
     torchrun --nproc-per-node 2 train_net.py --config-file ...
 """
 
+import errno
 import functools
 import json
+import logging
 import os
 import sys
 from pathlib import Path
@@ -35,8 +37,8 @@ from dcn_projects.data import (
     build_exact_train_loader,
     check_datasets,
     check_exact_resume,
-    check_masks_to_evaluate,
-    check_masks_to_learn,
+    check_objects_to_evaluate,
+    check_objects_to_learn,
     loading,
     read_labels,
 )
@@ -89,6 +91,15 @@ def mapper_class(cfg) -> type:
     return SemSegMapper if is_segmentor(cfg) else CheckedDatasetMapper
 
 
+def share_statistics(model) -> None:
+    """Give BatchNorm on all processes the means and variances of the first."""
+    if comm.get_world_size() > 1:
+        for module in model.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                for buffer in module.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
+
+
 class Trainer(DefaultTrainer):
     """detectron2's trainer with this project's optimizer, data mapper and evaluators."""
 
@@ -134,8 +145,8 @@ class Trainer(DefaultTrainer):
         mapper = mapper_class(cfg)(cfg, is_train=True)
         with loading(cfg.DATASETS.TRAIN):
             options = _train_loader_from_config(cfg, mapper=mapper)
-            if learns_masks(cfg):
-                check_masks_to_learn(options["dataset"])
+            masks = cfg.INPUT.MASK_FORMAT if learns_masks(cfg) else None
+            check_objects_to_learn(options["dataset"], masks)
             if cfg.DATALOADER.EXACT_RESUME:
                 loader = build_exact_train_loader(options, cfg.SEED, first_iteration)
             else:
@@ -162,9 +173,11 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg, model, evaluators=None):
         """
-        As in DefaultTrainer, with test-time augmentation where TEST.AUG.ENABLED asks for it. The
+        As in DefaultTrainer, with test-time augmentation where TEST.AUG.ENABLED asks for it, and on
+        all processes with BatchNorm's statistics of the first, as the checkpoint has them. The
         results are also written to OUTPUT_DIR/results.json.
         """
+        share_statistics(model)
         if cfg.TEST.AUG.ENABLED:
             model = (SemSegTTA if is_segmentor(cfg) else MultiScaleTTA)(cfg, model)
         results = super().test(cfg, model, evaluators)
@@ -215,8 +228,8 @@ def check_files(cfg, args):
             raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
         if args.evaluate and evaluator != "coco":
             raise ValueError(f"--evaluate: {name} is not evaluated as COCO is. Take --eval-only")
-    if learns_masks(cfg):
-        check_masks_to_evaluate(cfg.DATASETS.TEST)
+    if not is_segmentor(cfg):
+        check_objects_to_evaluate(cfg.DATASETS.TEST, cfg.MODEL.MASK_ON)
     if not args.eval_only:
         check_training(cfg)
     if resumed := checkpoint_to_resume(cfg, args):
@@ -239,9 +252,19 @@ def prepare(cfg, args):
         return functools.partial(Trainer.test, cfg, model)
     trainer = Trainer(cfg)
     if resumed := checkpoint_to_resume(cfg, args):
-        load_trained(trainer.model, resumed)  # it must be of this model
+        others = load_trained(trainer.model, resumed)  # it must be of this model
+        if "iteration" not in others:
+            raise ValueError(
+                f"{resumed} has weights alone and cannot be resumed. Give them as MODEL.WEIGHTS, "
+                "without --resume"
+            )
         trainer.resume_or_load()
     else:
+        if last_checkpoint(Path(cfg.OUTPUT_DIR)):
+            logging.getLogger("dcn_projects").warning(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} has the checkpoints of another training, which are "
+                "overwritten. --resume would go on with it"
+            )
         check_preprocessing(cfg)
         load_to_start(trainer.model, cfg.MODEL.WEIGHTS)
     return trainer.train
@@ -273,6 +296,8 @@ def main(args):
     except OSError as e:
         # A file cannot be used, and the message names it. An error of a data loader process
         # carries the traceback of that process, and the message as its last line.
+        if e.errno == errno.ENOSPC:
+            sys.exit(f"error: OUTPUT_DIR {cfg.OUTPUT_DIR}: no space is left. Go on with --resume")
         lines = str(e).strip().splitlines() or [one_line(e)]
         sys.exit("error: " + lines[-1].removeprefix("OSError: "))
 

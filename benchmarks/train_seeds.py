@@ -97,6 +97,8 @@ def main() -> None:
     parser.add_argument("--metrics", nargs="+", default=list(METRICS), help="to be printed")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="KEY VALUE for train_net.py")
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error(f"--jobs is {args.jobs}, expected 1 or more")
     for config in args.configs:
         if not config.is_file():
             parser.error(f"no config {config} (KEY VALUE follow another option than --configs)")

@@ -266,7 +266,7 @@ def a_list(annotations):
         (unknown_category, "category_id=77"),
         (no_images, "is empty"),
         (no_objects, "No valid data"),
-        (no_box, "there is no bbox"),
+        (no_box, "the box None"),
         (cut_off, "cut off or no JSON"),
         (a_list, "list"),
     ],
@@ -319,7 +319,7 @@ def one_mask_less(annotations):
 def test_masks_that_are_missing_are_found_before_training(own_data, tmp_path):
     options = [*options_for(own_data(one_mask_less), tmp_path / "out"), "DATASETS.TEST", "()"]
     error = error_of(*options, config="configs/Mask-RCNN/mask_rcnn_R_14_FPN_gn_digits.yaml")
-    check_message(error, ["no mask in the annotations", ".jpg"])
+    check_message(error, ["an object has no mask", ".jpg"])
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])

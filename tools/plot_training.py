@@ -48,6 +48,8 @@ def read_metrics(path: Path) -> dict[str, dict[int, float]]:
             if number == len(lines):
                 break
             raise ValueError(f"{path} line {number} is no JSON: remove it") from e
+        if "iteration" not in entry:
+            continue
         iteration = entry["iteration"]
         if "total_loss" in entry:
             for abandoned in range(iteration, last + 1):

@@ -28,6 +28,10 @@ def strip(source: Path, output: Path) -> None:
     check_weights(str(source), "the checkpoint")
     if source.suffix != ".pth" or output.suffix != ".pth":
         raise ValueError("both files must be .pth")
+    if source.resolve() == output.resolve():
+        raise ValueError("the output would replace the checkpoint: give it another name")
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent}")
     content = torch.load(source, map_location="cpu", weights_only=True)
     weights = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):

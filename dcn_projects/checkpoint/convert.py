@@ -66,6 +66,10 @@ def _convert_maskrcnn_benchmark(path, cfg: CfgNode, shapes) -> Conversion:
     mean = [122.7717, 115.9465, 102.9801]
     check_pixels(cfg, mean, (1.0, 1.0, 1.0))
     arrays = read_pth(path)
+    if not any(name.startswith("backbone.body.") for name in arrays):
+        raise ValueError(
+            "it has no backbone of maskrcnn-benchmark (a checkpoint of detectron2 is used as it is)"
+        )
     # Caffe's ResNets have frozen norms and no groups; those with either came later.
     is_frozen = any(name.endswith("stem.bn1.running_var") for name in arrays)
     check_stride(cfg, in_1x1=is_frozen and cfg.MODEL.RESNETS.NUM_GROUPS == 1)

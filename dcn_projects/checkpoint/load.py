@@ -1,8 +1,11 @@
+import pickle
 import re
 from collections.abc import Mapping
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
+
+from dcn_projects.one_line import one_line
 
 from .names import first_names, resnet_blocks
 
@@ -30,6 +33,9 @@ class _Checkpointer(DetectionCheckpointer):
 
 class _WholeCheckpointer(_Checkpointer):
     def check(self, found):
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise ValueError(f"it has values in {name} that are not finite")
         missing, unknown = (
             [name for name in names if not OF_TRAINING.fullmatch(name)]
             for names in (found.missing_keys, found.unexpected_keys)
@@ -70,17 +76,20 @@ class _StartCheckpointer(_Checkpointer):
                 )
 
 
-def load_trained(model: nn.Module, path: str) -> None:
+def load_trained(model: nn.Module, path: str) -> dict:
     """
     Load a checkpoint that holds exactly the parameters of a model, but for what only training
     reads. detectron2's own checkpointer warns of those that do not fit, and keeps random values.
 
     Args:
         path: see `check_weights`
+    Returns:
+        dict: what else the checkpoint has
     Raises:
-        ValueError: if it is of another model; one line that names some of what does not fit
+        ValueError: if it is of another model, or has values that are not finite; one line that
+            names some of what does not fit
     """
-    _load(_WholeCheckpointer(model), path)
+    return _load(_WholeCheckpointer(model), path)
 
 
 def load_to_start(model: nn.Module, path: str) -> None:
@@ -95,8 +104,10 @@ def load_to_start(model: nn.Module, path: str) -> None:
     _load(_StartCheckpointer(model), path)
 
 
-def _load(checkpointer: _Checkpointer, path: str) -> None:
+def _load(checkpointer: _Checkpointer, path: str) -> dict:
     try:
-        checkpointer.load(path, checkpointables=[])
+        return checkpointer.load(path, checkpointables=[])
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
+    except (pickle.UnpicklingError, AssertionError, AttributeError, KeyError, TypeError) as e:
+        raise ValueError(f"{path} is no checkpoint of detectron2 ({one_line(e)})") from e

@@ -1,7 +1,7 @@
 """Data: data sets and what reads their images."""
 
 from .dataset_mapper import CheckedDatasetMapper
-from .datasets import check_datasets, check_masks_to_evaluate, check_masks_to_learn, loading
+from .datasets import check_datasets, check_objects_to_evaluate, check_objects_to_learn, loading
 from .images import list_images, read_bgr_image
 from .labels import read_labels
 from .sem_seg_mapper import SemSegMapper
@@ -13,8 +13,8 @@ __all__ = [
     "build_exact_train_loader",
     "check_datasets",
     "check_exact_resume",
-    "check_masks_to_evaluate",
-    "check_masks_to_learn",
+    "check_objects_to_evaluate",
+    "check_objects_to_learn",
     "list_images",
     "loading",
     "read_bgr_image",

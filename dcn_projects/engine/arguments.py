@@ -61,6 +61,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--evaluate {args.evaluate}: the name of the file must end in .json")
         if not args.evaluate.parent.is_dir():
             parser.error(f"--evaluate {args.evaluate}: there is no folder {args.evaluate.parent}")
+        if args.evaluate.is_dir():
+            parser.error(f"--evaluate {args.evaluate}: it is a folder")
         args.eval_only = True
     if args.output_root:  # an OUTPUT_DIR on the command line comes later, and counts
         output_dir = mirrored_output_dir(args.output_root, args.config_file)

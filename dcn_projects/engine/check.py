@@ -109,6 +109,12 @@ def check_training(cfg: CfgNode) -> None:
     for key, value in positive.items():
         if value < 1:
             raise ValueError(f"SOLVER.{key} is {value}, expected 1 or more")
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise ValueError(
+            f"DATALOADER.NUM_WORKERS is {cfg.DATALOADER.NUM_WORKERS}, expected 0 or more"
+        )
+    if not cfg.INPUT.MIN_SIZE_TRAIN:
+        raise ValueError("INPUT.MIN_SIZE_TRAIN is empty: give the short side of the images")
     if cfg.SOLVER.AMP.ENABLED and cfg.MODEL.DEVICE == "cpu":
         raise ValueError("SOLVER.AMP.ENABLED: detectron2's mixed precision needs a GPU")
 

@@ -68,7 +68,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     told_by = folder / "last_checkpoint"
     if not told_by.exists():
         return None
-    name = told_by.read_text().strip()
+    name = told_by.read_text(errors="replace").strip()
     if name and (folder / name).is_file():
         return folder / name
     there = numbered(folder)

@@ -1,18 +1,13 @@
 """Data sets: registered on import; `warped_digits` makes one."""
 
 from . import builtin  # noqa: F401
-from .check import (
-    check_datasets,
-    check_masks_to_evaluate,
-    check_masks_to_learn,
-    expected_paths,
-    loading,
-)
+from .check import check_datasets, expected_paths, loading
+from .objects import check_objects_to_evaluate, check_objects_to_learn
 
 __all__ = [
     "check_datasets",
-    "check_masks_to_evaluate",
-    "check_masks_to_learn",
+    "check_objects_to_evaluate",
+    "check_objects_to_learn",
     "expected_paths",
     "loading",
 ]

@@ -62,47 +62,10 @@ def loading(names: Iterable[str]):
         yield
     except (AssertionError, KeyError, TypeError, ValueError, ET.ParseError) as e:
         what = one_line(e)
-        if isinstance(e, (json.JSONDecodeError, ET.ParseError)):
-            kind = "JSON" if isinstance(e, json.JSONDecodeError) else "XML"
+        if isinstance(e, (json.JSONDecodeError, UnicodeDecodeError, ET.ParseError)):
+            kind = "XML" if isinstance(e, ET.ParseError) else "JSON"
             what = f"an annotation file is cut off or no {kind} ({what}). Copy it again"
         raise OSError(f"data set {', '.join(names)}: {what}") from e
-
-
-def check_masks_to_learn(records: Iterable[dict]) -> None:
-    """
-    Args:
-        records: detectron2's, of images to learn masks from
-    Raises:
-        OSError: if an object has no mask, naming its image; crowds are not learnt from
-    """
-    for record in records:
-        for annotation in record.get("annotations", ()):
-            if not annotation.get("segmentation") and not annotation.get("iscrowd", 0):
-                raise OSError(
-                    f"{record['file_name']}: an object has no mask in the annotations. Take data "
-                    "with masks, or MODEL.MASK_ON False to learn boxes only."
-                )
-
-
-def check_masks_to_evaluate(names: Iterable[str]) -> None:
-    """
-    Args:
-        names: of registered data sets to evaluate masks on. Only those in the COCO format are
-            looked at, as masks are evaluated on no others
-    Raises:
-        OSError: if annotations cannot be read, or have objects without masks
-    """
-    for name in names:
-        path = MetadataCatalog.get(name).get("json_file")
-        if not path:
-            continue
-        with PathManager.open(path) as f, loading([name]):
-            objects = dict(json.load(f)).get("annotations", ())
-        if any("bbox" in entry and not entry.get("segmentation") for entry in objects):
-            raise OSError(
-                f"data set {name}: {path} has objects without masks. Take data with masks, or "
-                "MODEL.MASK_ON False to evaluate boxes only."
-            )
 
 
 def _remedy(name: str, path: str) -> str:
