@@ -252,8 +252,8 @@ def prepare(cfg, args):
         return functools.partial(Trainer.test, cfg, model)
     trainer = Trainer(cfg)
     if resumed := checkpoint_to_resume(cfg, args):
-        others = load_trained(trainer.model, resumed)  # it must be of this model
-        if "iteration" not in others:
+        checkpoint = load_trained(trainer.model, resumed)  # it must be of this model
+        if "iteration" not in checkpoint:
             raise ValueError(
                 f"{resumed} has weights alone and cannot be resumed. Give them as MODEL.WEIGHTS, "
                 "without --resume"

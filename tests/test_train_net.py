@@ -55,6 +55,7 @@ def test_train_evaluate_resume(datasets, tmp_path):
     again = run(datasets, tmp_path / "eval", "--eval-only", "MODEL.WEIGHTS", weights)
     assert again.returncode == 0, again.stdout
     assert json.loads((tmp_path / "eval/results.json").read_text()) == trained
+    assert "has the checkpoints of another training" not in done.stdout
 
     resumed = run(datasets, tmp_path, "--resume", "SOLVER.MAX_ITER", "4")
     assert resumed.returncode == 0, resumed.stdout
@@ -71,10 +72,12 @@ class Trainer(train_net.Trainer):
     def train(self):
         super().train()
         sums = comm.all_gather([p.double().sum().item() for p in self.model.parameters()])
+        buffers = [b.double().sum().item() for b in self.model.buffers()]
+        statistics = comm.all_gather(buffers)
         ranks = comm.all_gather((comm.get_rank(), comm.get_local_rank(), comm.get_local_size()))
         if comm.is_main_process():
             with open(self.cfg.OUTPUT_DIR + "/processes.json", "w") as f:
-                json.dump({"sums": sums, "ranks": ranks}, f)
+                json.dump({"sums": sums, "statistics": statistics, "ranks": ranks}, f)
 
 train_net.Trainer = Trainer
 train_net.launch(train_net.main, train_net.parse_arguments())
@@ -94,6 +97,8 @@ def test_two_processes(datasets, tmp_path):
     assert done.returncode == 0, done.stdout
     processes = json.loads((tmp_path / "processes.json").read_text())
     assert processes["sums"][0] == processes["sums"][1]
+    # Those of BatchNorm were of other images in each.
+    assert processes["statistics"][0] == processes["statistics"][1]
     assert processes["ranks"] == [[0, 0, 2], [1, 1, 2]]
     assert "World size: 2" in done.stdout
     assert "offsets/roi_heads.pooler/max" in (tmp_path / "metrics.json").read_text()
@@ -303,6 +308,20 @@ def test_weights_of_another_model(how, change, named, trained, own_data):
     else:
         options = ["--resume", *options_for(own_data(), folder)]
     check_message(error_of(*options, *change.split()), [str(weights), named])
+
+
+def test_resuming_needs_more_than_weights(trained, own_data):
+    weights, folder = trained
+    message = error_of("--resume", *options_for(own_data(), folder))
+    check_message(message, [str(weights), "weights alone", "MODEL.WEIGHTS"])
+
+
+def test_a_folder_that_is_used_again(trained, own_data, caplog):
+    weights, folder = trained
+    error_of(
+        *options_for(own_data(), folder), "MODEL.WEIGHTS", str(weights), "SOLVER.BASE_LR", "1e30"
+    )
+    assert f"{folder} has the checkpoints of another training" in caplog.text
 
 
 def test_training_from_another_depth(trained, own_data):

@@ -84,7 +84,7 @@ def load_trained(model: nn.Module, path: str) -> dict:
     Args:
         path: see `check_weights`
     Returns:
-        dict: what else the checkpoint has
+        dict: the checkpoint, with what else it has
     Raises:
         ValueError: if it is of another model, or has values that are not finite; one line that
             names some of what does not fit

@@ -81,3 +81,13 @@ def test_damaged(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"PK\1\2", b"PK\1\1"))
     with pytest.raises(OSError, match="model.pth is damaged"):
         check_weights(str(path))
+
+
+def test_other_bytes(tmp_path):
+    """torch.load would take them for numbers."""
+    path = tmp_path / "model.pth"
+    torch.save({"model": {"x": torch.ones(1000)}}, path)
+    ones = torch.ones(10).numpy().tobytes()
+    path.write_bytes(path.read_bytes().replace(ones, bytes(len(ones)), 1))
+    with pytest.raises(OSError, match="model.pth is damaged"):
+        check_weights(str(path))

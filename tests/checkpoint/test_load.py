@@ -93,3 +93,29 @@ def test_no_parameters(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="list.pth: it holds no parameters"):
         load_trained(make(), str(tmp_path / "list.pth"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_values_that_are_not_finite(value, path):
+    content = torch.load(path)
+    content["model"]["norm.bias"][1] = value
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="model.pth: it has values in norm.bias that are not fin"):
+        load_trained(make(), path)
+
+
+@pytest.mark.parametrize(
+    "content", [{"model": {0: torch.zeros(1)}}, {"model": {"module": make()}}], ids=["name", "code"]
+)
+@pytest.mark.parametrize("load", [load_trained, load_to_start])
+def test_no_checkpoint_of_detectron2(load, content, path):
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="model.pth is no checkpoint of detectron2") as error:
+        load(make(), path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_checkpoint_is_returned(path):
+    assert "iteration" not in load_trained(make(), path)
+    torch.save({**torch.load(path), "iteration": 3}, path)
+    assert load_trained(make(), path)["iteration"] == 3

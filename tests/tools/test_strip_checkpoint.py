@@ -49,6 +49,7 @@ def test_the_weights_are_left(trained, plain, pooling, run_program, tmp_path):
         ({"model": {}}, ("a.pth", "b.npz"), "both files must be .pth"),
         ([1], ("a.pth", "b.pth"), "a.pth holds no parameters"),
         ({"model": 1}, ("a.pth", "b.pth"), "a.pth holds no parameters"),
+        ({"model": {}}, ("a.pth", "gone/b.pth"), "there is no folder"),
     ],
 )
 def test_mistakes(content, names, message, run_program, tmp_path):
@@ -58,3 +59,10 @@ def test_mistakes(content, names, message, run_program, tmp_path):
     code, text = run_program(TOOL, source, output)
     assert code == 1 and text.startswith("error: ") and message in text
     assert not output.exists()
+
+
+def test_a_checkpoint_is_not_replaced(run_program, tmp_path):
+    torch.save({"model": {}, "iteration": 3}, tmp_path / "a.pth")
+    code, text = run_program(TOOL, tmp_path / "a.pth", tmp_path / "." / "a.pth")
+    assert code == 1 and "would replace the checkpoint" in text
+    assert torch.load(tmp_path / "a.pth")["iteration"] == 3
