@@ -119,6 +119,16 @@ class Trainer(DefaultTrainer):
         return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
 
     def load_state_dict(self, state_dict):
+        if "_trainer" in state_dict:
+            saved, own = (
+                state["optimizer"]["param_groups"][0].keys()
+                for state in (state_dict["_trainer"], self._trainer.state_dict())
+            )
+            if not own <= saved:
+                raise ValueError(
+                    f"SOLVER.OPTIMIZER is {self.cfg.SOLVER.OPTIMIZER}, and the checkpoint's has no "
+                    f"{', '.join(sorted(own - saved))}"
+                )
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # not in checkpoints that were made without the above
             self._trainer.load_state_dict(state_dict["_trainer"])

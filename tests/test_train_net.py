@@ -61,6 +61,10 @@ def test_train_evaluate_resume(datasets, tmp_path):
     assert resumed.returncode == 0, resumed.stdout
     assert "Starting training from iteration 2" in resumed.stdout
 
+    other = ("--resume", "SOLVER.MAX_ITER", "4", "SOLVER.OPTIMIZER", "SGD")
+    message = run(datasets, tmp_path, *other).stdout.strip().splitlines()[-1]
+    assert message.startswith("error: ") and "SOLVER.OPTIMIZER SGD" in message
+
 
 # Runs train_net.py and writes what the processes have at the end.
 TWO_PROCESSES = """
