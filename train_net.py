@@ -120,14 +120,15 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict):
         if "_trainer" in state_dict:
+            # What tells SGD from AdamW; other keys come and go with versions of torch.
             saved, own = (
-                state["optimizer"]["param_groups"][0].keys()
+                {"momentum", "betas"} & state["optimizer"]["param_groups"][0].keys()
                 for state in (state_dict["_trainer"], self._trainer.state_dict())
             )
-            if not own <= saved:
+            if saved != own:
                 raise ValueError(
-                    f"SOLVER.OPTIMIZER is {self.cfg.SOLVER.OPTIMIZER}, and the checkpoint's has no "
-                    f"{', '.join(sorted(own - saved))}"
+                    f"SOLVER.OPTIMIZER is {self.cfg.SOLVER.OPTIMIZER}, and the checkpoint is of a "
+                    "training with another"
                 )
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # not in checkpoints that were made without the above
@@ -270,7 +271,7 @@ def prepare(cfg, args):
             )
         trainer.resume_or_load()
     else:
-        if last_checkpoint(Path(cfg.OUTPUT_DIR)):
+        if any(Path(cfg.OUTPUT_DIR).glob("model_*.pth")):
             logging.getLogger("dcn_projects").warning(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR} has the checkpoints of another training, which are "
                 "overwritten. --resume would go on with it"

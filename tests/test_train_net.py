@@ -63,7 +63,7 @@ def test_train_evaluate_resume(datasets, tmp_path):
 
     other = ("--resume", "SOLVER.MAX_ITER", "4", "SOLVER.OPTIMIZER", "SGD")
     message = run(datasets, tmp_path, *other).stdout.strip().splitlines()[-1]
-    assert message.startswith("error: ") and "SOLVER.OPTIMIZER SGD" in message
+    assert message.startswith("error: ") and "SOLVER.OPTIMIZER is SGD" in message
 
 
 # Runs train_net.py and writes what the processes have at the end.

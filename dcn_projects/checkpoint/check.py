@@ -57,12 +57,20 @@ def _damage(path: str) -> str:
     # Checkpoints of torch < 1.6 are a bare pickle, which begins with its protocol.
     if not path.endswith(".pkl") and not zipfile.is_zipfile(path) and start != b"\x80\x02":
         what = "is cut off" if start == b"PK" else "is not a checkpoint"
-    elif start == b"PK" and not path.endswith(".pkl"):
-        with zipfile.ZipFile(path) as archive:
-            what = "is damaged" if archive.testzip() else ""  # torch does not look at checksums
+    elif start == b"PK" and _has_other_bytes(path):
+        what = "is damaged"
     if path.endswith(".pkl") and end != pickle.STOP:
         what = "is cut off, or not a checkpoint"
     return f"{what}. Copy it again, or use an earlier one" if what else ""
+
+
+def _has_other_bytes(path: str) -> bool:
+    """Whether checksums say so, at which torch does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is not None
+    except (zipfile.BadZipFile, EOFError, RuntimeError):
+        return True
 
 
 def _original(path: str) -> str:

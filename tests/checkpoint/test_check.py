@@ -83,11 +83,14 @@ def test_damaged(tmp_path):
         check_weights(str(path))
 
 
-def test_other_bytes(tmp_path):
+ONES = torch.ones(10).numpy().tobytes()
+
+
+@pytest.mark.parametrize("old, new", [(ONES, bytes(40)), (b"PK\3\4", b"PK\3\5")], ids=str)
+def test_other_bytes(old, new, tmp_path):
     """torch.load would take them for numbers."""
     path = tmp_path / "model.pth"
     torch.save({"model": {"x": torch.ones(1000)}}, path)
-    ones = torch.ones(10).numpy().tobytes()
-    path.write_bytes(path.read_bytes().replace(ones, bytes(len(ones)), 1))
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
     with pytest.raises(OSError, match="model.pth is damaged"):
         check_weights(str(path))
