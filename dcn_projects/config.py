@@ -1,7 +1,26 @@
+from collections.abc import Callable
+
 from detectron2.config import CfgNode as CN
 from detectron2.projects.deeplab import add_deeplab_config as add_detectron2_deeplab_config
 
-__all__ = ["add_dcn_config"]
+__all__ = ["add_dcn_config", "reads"]
+
+
+def reads(*keys: str) -> Callable:
+    """
+    Declare, on a registered class or builder function, which keys of this project it reads. What a
+    base class declares holds for the classes derived from it. A config that sets a key which none
+    of its components declares is refused before training: the key would be ignored in silence.
+
+    Args:
+        keys: full names, such as "MODEL.ROI_HEADS.NMS_TYPE", or of groups, such as "MODEL.MIMIC"
+    """
+
+    def declare(component):
+        component.config_keys = frozenset(keys) | getattr(component, "config_keys", frozenset())
+        return component
+
+    return declare
 
 
 def add_dcn_config(cfg: CN) -> None:
