@@ -26,6 +26,16 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """A folder of data sets that has a few digits in the COCO layout."""
+    from dcn_projects.data.datasets.warped_digits import make_dataset
+
+    folder = tmp_path_factory.mktemp("datasets")
+    make_dataset(str(folder / "digits_coco"), "coco", size=96, count_train=8, count_test=4)
+    return folder
+
+
 @pytest.fixture
 def tiny_model(tmp_path):
     """
