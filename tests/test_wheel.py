@@ -79,7 +79,9 @@ def python(installed, tmp_path):
 
     def run_code(code: str) -> str:
         where = f"import dcn_projects as d; assert d.__file__.startswith({str(installed)!r})\n"
-        return run("-c", code + "\n" + where, cwd=tmp_path, PYTHONPATH=str(installed))
+        paths = [str(installed), *filter(None, [os.environ.get("PYTHONPATH")])]
+        path = os.pathsep.join(paths)
+        return run("-c", code + "\n" + where, cwd=tmp_path, PYTHONPATH=path)
 
     return run_code
 
@@ -159,3 +161,15 @@ def test_layers_need_torch_and_torchvision_alone(python):
         "print('moved', deform_conv(x, offset, torch.ones(1, 1, 1, 1)).flatten().tolist())\n"
     )
     assert "moved [4.0, 5.0, 0.0, 7.0, 8.0, 0.0, 0.0, 0.0, 0.0]" in text
+
+
+def test_wheelhouse_collects_what_the_metadata_name(python):
+    text = python(
+        f"import sys; sys.path.append({str(ROOT / 'tools')!r})\n"
+        "import make_wheelhouse\n"
+        "print('names', *make_wheelhouse.requirements('3.12'))"
+    )
+    (line,) = (line for line in text.splitlines() if line.startswith("names "))
+    names = set(line.split()[1:])
+    assert {"numpy", "pycocotools", "pytest", "shapely", "detectron2==0.6"} <= names
+    assert not [name for name in names if name.startswith(("torch", "dcn"))]
