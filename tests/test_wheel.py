@@ -153,7 +153,7 @@ def test_importing_the_package_or_naming_a_config_imports_neither_torch_nor_dete
 
 def test_layers_need_torch_and_torchvision_alone(python):
     text = python(
-        f"{BLOCK}['detectron2', 'fvcore', 'iopath', 'cv2', 'pycocotools', 'yaml', 'tabulate']\n"
+        f"{BLOCK}['detectron2', 'fvcore', 'iopath', 'yacs', 'cv2', 'pycocotools']\n"
         "import torch\n"
         "from dcn_projects.layers import deform_conv\n"
         "x = torch.arange(9.0).view(1, 1, 3, 3)\n"
