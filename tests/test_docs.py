@@ -97,7 +97,7 @@ def _check_commands(text: str) -> None:
             assert (ROOT / programs[0]).is_file(), command
         for word in words:
             for name, value in variables.items():
-                word = word.replace("${%s}" % name, value).replace(f"${name}", value)
+                word = word.replace("${" + name + "}", value).replace("$" + name, value)
             if word.startswith("configs/") and word.endswith(".yaml"):
                 for path in _expand(word):
                     assert (ROOT / path).is_file(), path
