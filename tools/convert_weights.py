@@ -25,7 +25,8 @@ from detectron2.modeling import build_model
 
 from dcn_projects.checkpoint import convert_weights
 from dcn_projects.checkpoint.settings import reorders_anchors
-from dcn_projects.engine import one_line_errors, read_config
+from dcn_projects.engine import read_config
+from dcn_projects.errors import one_line_errors
 
 
 def main():

@@ -1,5 +1,11 @@
 from .check import check_weights
 from .convert import convert_weights
-from .load import load_to_start, load_trained
+from .load import load_to_start, load_trained, training_only_names
 
-__all__ = ["check_weights", "convert_weights", "load_to_start", "load_trained"]
+__all__ = [
+    "check_weights",
+    "convert_weights",
+    "load_to_start",
+    "load_trained",
+    "training_only_names",
+]

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from dcn_projects.one_line import one_line
+from dcn_projects.errors import one_line
 
 from .names import first_names, resnet_blocks
 
-__all__ = ["load_to_start", "load_trained"]
+__all__ = ["load_to_start", "load_trained", "training_only_names"]
 
 # Counters, the classifier of mimicked patches, and the numbers of Dynamic R-CNN.
 OF_TRAINING = re.compile(r".*num_batches_tracked|mimic_score\..*|roi_heads\.dynamic\..*")
@@ -111,3 +111,8 @@ def _load(checkpointer: _Checkpointer, path: str) -> dict:
         raise ValueError(f"{path}: {e}") from None
     except (pickle.UnpicklingError, AssertionError, AttributeError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is no checkpoint of detectron2 ({one_line(e)})") from e
+
+
+def training_only_names(model: nn.Module) -> set[str]:
+    """Names of the parameters and buffers that only training reads."""
+    return {name for name in model.state_dict() if OF_TRAINING.fullmatch(name)}

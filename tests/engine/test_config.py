@@ -2,7 +2,8 @@
 
 import pytest
 
-from dcn_projects.engine import one_line_errors, read_config
+from dcn_projects.engine import read_config
+from dcn_projects.errors import one_line_errors
 
 MISTAKES = {
     "- a\n- b": "no 'KEY: value' pairs",

@@ -1,7 +1,13 @@
+"""How an error becomes one line."""
+
+import contextlib
+import os
 import traceback
 from pathlib import Path
 
-__all__ = ["one_line"]
+import yaml
+
+__all__ = ["one_line", "one_line_errors"]
 
 
 def one_line(error: BaseException) -> str:
@@ -16,3 +22,19 @@ def one_line(error: BaseException) -> str:
     is_key = isinstance(error, KeyError) and len(error.args) == 1
     words = str(error.args[0] if is_key else error).split()
     return f"there is no {words[0]}" if is_key and len(words) == 1 else " ".join(words)
+
+
+@contextlib.contextmanager
+def one_line_errors(config_file: str):
+    """
+    Within this context all that detectron2 raises about a config is a ValueError of one line, which
+    names the file, unless it begins with another one, such as that of the weights. An OSError stays
+    what it is.
+    """
+    try:
+        yield
+    except (AssertionError, KeyError, ValueError, yaml.YAMLError) as e:
+        message = one_line(e)
+        blamed = message.partition(": ")[0]
+        is_known = os.path.isfile(blamed) or "://" in blamed
+        raise ValueError(message if is_known else f"{config_file}: {message}") from e
