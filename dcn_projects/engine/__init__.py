@@ -11,7 +11,7 @@ _MODULES = {
     "Trainer": "trainer",
     "build_predictor": "predictor",
     "check_classes": "check_config",
-    "check_heads": "check_config",
+    "check_keys": "check_config",
     "check_preprocessing": "check_config",
     "check_training": "check_config",
     "last_checkpoint": "output_dir",

@@ -24,7 +24,7 @@ from dcn_projects.evaluation import copy_detections
 from .check_config import (
     check_classes,
     check_evaluators,
-    check_heads,
+    check_keys,
     check_preprocessing,
     check_training,
 )
@@ -83,7 +83,7 @@ def setup(args: Namespace) -> CfgNode:
             cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
         with one_line_errors(args.config_file):
-            check_heads(cfg)
+            check_keys(cfg)
             check_exact_resume(cfg)
             check_files(cfg, args)
         return cfg

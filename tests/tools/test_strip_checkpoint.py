@@ -5,13 +5,13 @@ import torch
 from detectron2.modeling import build_model
 
 from dcn_projects.checkpoint import load_trained
-from tests.modeling.test_mimic_rcnn import make_cfg
+from tests.modeling.narrow_models import make_mimic_cfg
 
 TOOL = "tools/strip_checkpoint.py"
 
 
 def make_model(architecture, heads, pooling):
-    cfg = make_cfg()
+    cfg = make_mimic_cfg()
     cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME = architecture, heads
     if not pooling:
         cfg.MODEL.ROI_BOX_HEAD.update(dict(POOLER_TYPE="ROIAlignV2", REDUCED_DIM=0))
