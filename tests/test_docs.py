@@ -41,6 +41,13 @@ def test_every_page_is_linked():
     assert set(PAGES) == found
 
 
+def test_every_config_is_in_a_readme():
+    """In that of its folder; a file named Base-* describes no model."""
+    for config in (ROOT / "configs").rglob("*.yaml"):
+        if not config.name.startswith("Base-"):
+            assert config.name in links(config.parent / "README.md"), config
+
+
 @each_page
 def test_links(page):
     for link in links(page):
@@ -70,6 +77,14 @@ def test_python_compiles_and_imports_what_is_there(page):
 def _import(module: str, name: str) -> None:
     if not hasattr(importlib.import_module(module), name):
         importlib.import_module(f"{module}.{name}")  # a module of a package
+
+
+@each_page
+def test_dotted_names_in_prose_exist(page):
+    """`dcn_projects.module.name`, in CHANGELOG.md without the first column of a table: old names."""
+    text = re.sub(r"^\|[^|]*\|", "", page.read_text(), flags=re.MULTILINE)
+    for dotted in re.findall(r"`(dcn_projects(?:\.\w+)+)\b", text):
+        _import(*dotted.rsplit(".", 1))
 
 
 @each_page
