@@ -3,6 +3,7 @@ from collections.abc import Iterable
 from detectron2.config import CfgNode, get_cfg
 
 from dcn_projects.config import add_dcn_config
+from dcn_projects.config_files import resolve_config_file
 from dcn_projects.errors import one_line_errors
 
 from .options import merge_options
@@ -13,7 +14,7 @@ __all__ = ["read_config"]
 def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:
     """
     Args:
-        config_file: one of configs/*/*.yaml
+        config_file: one of configs/*/*.yaml, or its name below configs/
         opts: options that override it, see `merge_options`
     Returns:
         CfgNode: all keys of detectron2 and of this project
@@ -21,6 +22,7 @@ def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:
         OSError: if a file cannot be read
         ValueError: if a file or a pair is wrong, in one line that names it
     """
+    config_file = resolve_config_file(config_file)
     cfg = get_cfg()
     add_dcn_config(cfg)
     with one_line_errors(config_file):

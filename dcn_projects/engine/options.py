@@ -5,7 +5,7 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 
-from detectron2.config import CfgNode, get_cfg
+from yacs.config import CfgNode  # that of detectron2 is one, and detectron2 takes long to import
 
 __all__ = ["TENSORPACK_KEYS", "is_key", "is_option", "merge_options", "option_pairs"]
 
@@ -104,8 +104,12 @@ def is_option(word: str) -> bool:
     of ours or of tensorpack.
     """
     key, equals, _ = word.partition("=")
-    groups = {name.partition(".")[0] for name in TENSORPACK_KEYS} | set(get_cfg())
-    return is_key(key) and (bool(equals) or key.partition(".")[0] in groups)
+    if not is_key(key) or equals:
+        return is_key(key)
+    from detectron2.config import get_cfg  # imports torch, which --help does without
+
+    group = key.partition(".")[0]
+    return group in get_cfg() or any(group == name.partition(".")[0] for name in TENSORPACK_KEYS)
 
 
 def _find(cfg: CfgNode, key: str):
