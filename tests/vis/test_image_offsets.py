@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from dcn_projects.layers import DeformConv
-from dcn_projects.vis import Look
+from dcn_projects.vis import ImageOffsets
 
 
 def make_look(**kwargs):
     empty = dict(size=(8, 8), scale=(1, 1), convs={}, strides={}, poolings=[], instances=None)
-    return Look(**{**empty, **kwargs})
+    return ImageOffsets(**{**empty, **kwargs})
 
 
 def test_stack_ends_where_the_maps_change():
