@@ -59,7 +59,7 @@ def tiny_model(tmp_path):
         model = build_model(cfg)
         if deformable:
             taps = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
-            model.backbone.res5[0].conv2_offset.bias.data = spread * taps.flatten()
+            model.backbone.res5[0].conv2.conv_offset.bias.data = spread * taps.flatten()
         weights = tmp_path / f"model_{deformable}.pth"
         torch.save({"model": model.state_dict()}, weights)
         return CONFIG, str(weights), opts

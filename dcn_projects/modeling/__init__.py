@@ -19,6 +19,7 @@ from .meta_arch import (
     MimicRCNN,
     MXNetRCNN,
     build_deformable_model,
+    build_model,
     meta_architecture,
 )
 from .modulated_pooler import ModulatedDeformROIPooler
