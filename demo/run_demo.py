@@ -126,7 +126,8 @@ def train(args: Namespace) -> tuple[CfgNode, dict]:
         print(f"{OUTPUT} holds the trained model: nothing to train.")
         return cfg, results
     end_metrics()
-    return cfg, run(args, trainer=TimedTrainer)["bbox"]
+    run(args, trainer=TimedTrainer)
+    return cfg, read_results()
 
 
 def draw_objects(predictor: DefaultPredictor, image: np.ndarray) -> np.ndarray:
@@ -149,8 +150,8 @@ def draw_where_it_looks(predictor: DefaultPredictor, image: np.ndarray) -> np.nd
 
 
 def main():
-    args = parse_arguments(["--config-file", CONFIG, "--resume", f"OUTPUT_DIR={OUTPUT}"])
-    cfg, results = train(args)
+    words = ["--config-file", CONFIG, "--resume", f"OUTPUT_DIR={OUTPUT}", *sys.argv[1:]]
+    cfg, results = train(parse_arguments(words))
 
     cfg = cfg.clone()
     cfg.defrost()

@@ -133,9 +133,10 @@ def _draw_image(models: list[_Model], drawing: Drawing, style: PictureStyle) -> 
     counts = " and ".join(model.drawer.count(f) for model, f in zip(models, found))
     print(f"{drawing.source}: {counts}{took} -> {drawing.target}")
     for model, f in zip(models, found):
-        if len(models) > 1:
+        lines = model.drawer.lines(f)
+        if lines and len(models) > 1:
             print(f" {model.name}:")
-        for line in model.drawer.lines(f):
+        for line in lines:
             print(f"  {line}")
 
 
