@@ -41,12 +41,12 @@ def resolve_config_file(path: str | os.PathLike) -> str:
     Args:
         path: of a file of one's own, or the name of a config of this project. A file counts first
     Returns:
-        str: the path of the file
+        str: the path of the file. What has a scheme (`https://`) stays as it is
     Raises:
         FileNotFoundError: if it is neither, in one line with the names that are nearest
     """
     path = os.fspath(path)
-    if os.path.exists(path):
+    if "://" in path or os.path.exists(path):
         return path
     named = config_folder() / path
     if not named.is_file():

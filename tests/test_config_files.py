@@ -31,6 +31,10 @@ def test_a_file_counts_before_a_name(monkeypatch, tmp_path):
     assert config_files.resolve_config_file(own.resolve()) == str(own.resolve())
 
 
+def test_an_address_stays_what_it_is():
+    assert config_files.resolve_config_file("https://host/a.yaml") == "https://host/a.yaml"
+
+
 @pytest.mark.parametrize("name", ["R-FCN/rfcn_R_101_C5_vok.yaml", f"configs/{NAME}"])
 def test_an_unknown_name_is_told_with_the_nearest(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)

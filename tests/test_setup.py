@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import dcn_projects
+
 ROOT = Path(__file__).resolve().parents[1]
 
 TORCH = """
@@ -138,3 +140,7 @@ def test_without_torch_it_says_what_to_install(build, tmp_path):
     result = build()
     assert result.returncode != 0
     assert "pip install --no-build-isolation -e ." in result.stdout
+
+
+def test_citation_is_of_this_version():
+    assert f"\nversion: {dcn_projects.__version__}\n" in (ROOT / "CITATION.cff").read_text()

@@ -1,5 +1,3 @@
-from detectron2.modeling import build_model
-
 from .anchor_generator import MXNetAnchorGenerator
 from .backbone import (
     DeformBottleneckBlock,
