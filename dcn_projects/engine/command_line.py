@@ -49,9 +49,14 @@ class ConfigArgumentParser(argparse.ArgumentParser):
             nargs="*",
             default=[],
             metavar="KEY=VALUE",
+            help="the same as without a flag",
+        )
+        self.add_argument(
+            "opts",
+            nargs="*",
+            metavar="KEY=VALUE",
             help="options that override the config, also KEY VALUE",
         )
-        self.add_argument("opts", nargs="*", metavar="KEY=VALUE", help="the same options")
 
     def add_drawing_flags(self, nargs: str | None = "*", output: Path | None = None) -> None:
         """
