@@ -5,6 +5,10 @@ input; cells of a feature map are (row, column).
 """
 
 import numpy as np
+import torch
+
+from dcn_projects.layers.roi_region import roi_regions
+from dcn_projects.layers.sampling import bin_starts, moves_of_bins, tap_positions
 
 from .recorded_offsets import LayerOffsets
 
@@ -33,13 +37,10 @@ def sampling_locations(
         rows, columns = entry.offset.shape[-2:]
         q = np.rint(points).astype(np.int64)
         q = q[((q >= 0) & (q < (rows, columns))).all(axis=1)]
-        taps_y, taps_x = conv.kernel_size
-        grid = np.stack(np.mgrid[:taps_y, :taps_x], axis=-1).reshape(1, -1, 2)
-        base = (q * conv.stride - conv.padding)[:, None] + grid * np.array(conv.dilation)
-        taps = taps_y * taps_x
-        offset = entry.offset[image].reshape(-1, taps, 2, rows, columns)[group]
-        offset = offset[:, :, q[:, 0], q[:, 1]].transpose(2, 0, 1)  # (points, taps, (y, x))
-        points = (base + offset).reshape(-1, 2)
+        offset = torch.from_numpy(entry.offset[image : image + 1]).double()
+        geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        positions = tap_positions(offset, *geometry)[0, group].flatten(0, 1).numpy()
+        points = positions[:, :, q[:, 0], q[:, 1]].transpose(2, 0, 1).reshape(-1, 2)
     return points
 
 
@@ -50,21 +51,22 @@ def roi_bins(entry: LayerOffsets, roi: int, category: int) -> np.ndarray:
         roi: index of the RoI
         category: class whose offsets are used; ignored where all classes share them
     Returns:
-        ndarray: (part * part, 4), the bins of the RoI, each moved by gamma * RoI size * offset
+        ndarray: (part * part, 4), the bins of the RoI, each moved by gamma * RoI size * offset;
+            corners are rounded as the operator rounds them
     """
-    x0, y0, x1, y1 = np.floor(entry.rois[roi, 1:] + 0.5)
-    # A RoI has at least a tenth of a cell.
-    size = np.maximum((x1 - x0, y1 - y0), 0.1 / entry.layer.spatial_scale)
-    offset = entry.offset[roi].reshape(-1, 2, *entry.offset.shape[-2:])
-    offset = offset[category if len(offset) > 1 else 0]
-    rows, columns = offset.shape[1:]
-    bin_size = size / (columns, rows)
-    row, column = np.mgrid[:rows, :columns]
-    start = np.stack(
-        (
-            x0 + column * bin_size[0] + entry.layer.gamma * size[0] * offset[0],
-            y0 + row * bin_size[1] + entry.layer.gamma * size[1] * offset[1],
-        ),
-        axis=-1,
-    ).reshape(-1, 2)
-    return np.concatenate((start, start + bin_size), axis=1)
+    layer, rois = entry.layer, torch.from_numpy(entry.rois[roi : roi + 1])
+    images, offset = int(rois[0, 0]) + 1, torch.from_numpy(entry.offset[roi : roi + 1]).double()
+    shift = 0.5  # cells, from their corners to their centres
+    _, start, length = roi_regions(
+        "roi_bins", rois, images, layer.spatial_scale, shift, torch.float64
+    )
+    moves = moves_of_bins(offset, offset.shape[2:])
+    k = category if moves.shape[2] > 1 else 0
+    corners = []
+    for axis in (1, 0):  # x, y
+        first = bin_starts(axis, start[axis], length[axis], moves[axis], layer.gamma)[0, k]
+        corners.append((first + shift) / layer.spatial_scale)
+    first = torch.stack(corners, -1).view(-1, 2).numpy()
+    rows, columns = offset.shape[2:]
+    size = length[:, 0].numpy()[::-1] / layer.spatial_scale / (columns, rows)
+    return np.concatenate((first, first + size), axis=1)
