@@ -58,6 +58,7 @@ from dcn_projects.engine import (
     read_config,
     weights_to_evaluate,
 )
+from dcn_projects.errors import one_line
 from dcn_projects.evaluation import (
     CityscapesIoUEvaluator,
     COCOThresholdEvaluator,
@@ -67,7 +68,6 @@ from dcn_projects.evaluation import (
     inference_folder,
 )
 from dcn_projects.modeling import MultiScaleTTA, SemSegTTA
-from dcn_projects.one_line import one_line
 from dcn_projects.solver import build_optimizer
 
 # detectron2 passes the index of a GPU, which a model on the CPU must not be given. With None,

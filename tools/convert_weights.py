@@ -24,7 +24,7 @@ import torch
 from detectron2.modeling import build_model
 
 from dcn_projects.checkpoint import convert_weights
-from dcn_projects.checkpoint.settings import reorders_anchors
+from dcn_projects.checkpoint.original_settings import reorders_anchors
 from dcn_projects.engine import one_line_errors, read_config
 
 

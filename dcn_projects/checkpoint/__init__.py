@@ -1,4 +1,4 @@
-from .check import check_weights
+from .check_file import check_weights
 from .convert import convert_weights
 from .load import load_to_start, load_trained
 

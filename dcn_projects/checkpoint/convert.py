@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from .maskrcnn_benchmark import TREB1EN, convert_maskrcnn_benchmark, read_pth
 from .mxnet import ModelOptions, convert_mxnet
 from .mxnet_params import MAGIC, read_params
-from .settings import anchor_order, check_pixels, check_stride, differences, heads_settings
+from .original_settings import anchor_order, check_pixels, check_stride, differences, heads_settings
 from .tensorpack import convert_tensorpack, read_npz
 
 __all__ = ["convert_weights"]

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from dcn_projects.one_line import one_line
+from dcn_projects.errors import one_line
 
-from .names import first_names, resnet_blocks
+from .parameter_names import first_names, resnet_blocks
 
 __all__ = ["load_to_start", "load_trained"]
 

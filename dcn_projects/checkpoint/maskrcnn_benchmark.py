@@ -7,8 +7,7 @@ from os import PathLike
 import numpy as np
 import torch
 
-from .names import first_names
-from .rules import (
+from .conversion_rules import (
     Rule,
     apply_rules,
     background_last,
@@ -17,6 +16,7 @@ from .rules import (
     reorder_anchors,
     resnet_prefixes,
 )
+from .parameter_names import first_names
 
 __all__ = ["convert_maskrcnn_benchmark", "read_pth"]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .rules import (
+from .conversion_rules import (
     Rule,
     apply_rules,
     background_last,

@@ -7,7 +7,7 @@ from os import PathLike
 
 import numpy as np
 
-from .rules import (
+from .conversion_rules import (
     Rule,
     apply_rules,
     background_last,

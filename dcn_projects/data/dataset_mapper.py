@@ -1,6 +1,6 @@
 from detectron2.data import DatasetMapper
 
-from dcn_projects.one_line import one_line
+from dcn_projects.errors import one_line
 
 __all__ = ["CheckedDatasetMapper"]
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 from detectron2.data.detection_utils import read_image
 
-from dcn_projects.one_line import one_line
+from dcn_projects.errors import one_line
 
 __all__ = ["list_images", "read_bgr_image"]
 

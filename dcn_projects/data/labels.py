@@ -4,7 +4,7 @@ import numpy as np
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from PIL import Image
 
-from dcn_projects.one_line import one_line
+from dcn_projects.errors import one_line
 
 __all__ = ["read_labels"]
 

@@ -6,7 +6,7 @@ from detectron2.config import configurable
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 
-from dcn_projects.one_line import one_line
+from dcn_projects.errors import one_line
 
 from .labels import read_labels
 

@@ -1,7 +1,9 @@
+from dcn_projects.errors import one_line_errors
+
 from .arguments import parse_arguments
 from .check import check_classes, check_heads, check_preprocessing, check_training, is_segmentor
 from .checkpoints import last_checkpoint, mirrored_output_dir, weights_to_evaluate
-from .config import one_line_errors, read_config
+from .config import read_config
 from .launch import launch
 from .metric_printer import MetricPrinter
 from .offset_statistics import OffsetStatistics

@@ -1,32 +1,13 @@
-import contextlib
-import os
 from collections.abc import Iterable
 
-import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from dcn_projects.config import add_dcn_config
-from dcn_projects.one_line import one_line
+from dcn_projects.errors import one_line_errors
 
 from .options import merge_options
 
-__all__ = ["one_line_errors", "read_config"]
-
-
-@contextlib.contextmanager
-def one_line_errors(config_file: str):
-    """
-    Within this context all that detectron2 raises about a config is a ValueError of one line, which
-    names the file, unless it begins with another one, such as that of the weights. An OSError stays
-    what it is.
-    """
-    try:
-        yield
-    except (AssertionError, KeyError, ValueError, yaml.YAMLError) as e:
-        message = one_line(e)
-        blamed = message.partition(": ")[0]
-        is_known = os.path.isfile(blamed) or "://" in blamed
-        raise ValueError(message if is_known else f"{config_file}: {message}") from e
+__all__ = ["read_config"]
 
 
 def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:

@@ -6,8 +6,9 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultPredictor
 
 from dcn_projects.checkpoint import check_weights, load_trained
+from dcn_projects.errors import one_line_errors
 
-from .config import one_line_errors, read_config
+from .config import read_config
 
 __all__ = ["build_predictor", "load_predictor"]
 

@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 from dcn_projects import add_dcn_config
 from dcn_projects.checkpoint import convert_weights, load_trained
 from dcn_projects.checkpoint.maskrcnn_benchmark import convert_maskrcnn_benchmark, read_pth
-from dcn_projects.checkpoint.settings import (
+from dcn_projects.checkpoint.original_settings import (
     check_pixels,
     check_stride,
     differences,

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .load import OF_TRAINING
-from .names import first_names, resnet_blocks
+from .parameter_names import first_names, resnet_blocks
 
 __all__ = [
     "Rule",

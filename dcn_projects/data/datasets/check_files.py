@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from dcn_projects.one_line import one_line
+from dcn_projects.errors import one_line
 
 from .builtin import ROOT
 

@@ -1,7 +1,7 @@
 import pytest
 from detectron2.config import get_cfg
 
-from dcn_projects.checkpoint.settings import (
+from dcn_projects.checkpoint.original_settings import (
     anchor_order,
     check_pixels,
     check_stride,
