@@ -1,6 +1,6 @@
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from os import PathLike
 
@@ -224,6 +224,7 @@ def convert_maskrcnn_benchmark(
     shapes: Mapping[str, tuple[int, ...]],
     bgr: bool,
     anchor_order: Sequence[int],
+    training_only: Collection[str] = (),
 ) -> tuple[str, dict[str, np.ndarray]]:
     """
     Turn the weights of a detector of maskrcnn-benchmark, of Dynamic R-CNN, which is built on it, or
@@ -234,9 +235,10 @@ def convert_maskrcnn_benchmark(
         shapes: name -> shape of every parameter and buffer of the model
         bgr: the model reads BGR, as the originals do
         anchor_order: of an RPN's cell; anchor i of the model is anchor_order[i] of the original
+        training_only: names in `shapes` of what only training reads, which no source needs to have
     Returns:
-        the network in words, and name -> array, float32, of everything in `shapes` but counters
-        of batches
+        the network in words, and name -> array, float32, of everything in `shapes` that inference
+        reads
     Raises:
         ValueError: if anything is unknown, missing or misshapen, see `apply_rules`
     """
@@ -276,5 +278,11 @@ def convert_maskrcnn_benchmark(
         return rule
 
     return network, apply_rules(
-        f"a {network}", arrays, find_rule, shapes, expected_parameters(shapes), left_out, unfit
+        f"a {network}",
+        arrays,
+        find_rule,
+        shapes,
+        expected_parameters(shapes, training_only),
+        left_out,
+        unfit,
     )
