@@ -1,4 +1,4 @@
-"""How an error becomes one line for the user of a command line."""
+"""How an error becomes one line."""
 
 import contextlib
 import os

@@ -21,9 +21,8 @@ from detectron2.utils.visualizer import Visualizer
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import train_net  # noqa: E402
 from dcn_projects.data import check_datasets  # noqa: E402
-from dcn_projects.engine import parse_arguments  # noqa: E402
+from dcn_projects.engine import Trainer, parse_arguments, setup  # noqa: E402
 from dcn_projects.vis import (  # noqa: E402
     draw_deformed_bins,
     draw_sampling_locations,
@@ -72,7 +71,7 @@ def train(cfg, args):
         print(f"{OUTPUT} is of another config: starting anew.")
         shutil.rmtree(OUTPUT)
     default_setup(cfg, args)
-    trainer = train_net.Trainer(cfg)
+    trainer = Trainer(cfg)
     trainer.resume_or_load(resume=same)
     before = seconds_trained(trainer.start_iter) if trainer.start_iter > 0 else 0.0
     trainer.register_hooks([Stopwatch(before)])
@@ -122,7 +121,7 @@ def draw_where_it_looks(predictor, image) -> np.ndarray:
 
 def main():
     args = parse_arguments(["--config-file", str(CONFIG), "OUTPUT_DIR", str(OUTPUT)])
-    cfg = train_net.setup(args)
+    cfg = setup(args)
     check_datasets(cfg.DATASETS.TRAIN + cfg.DATASETS.TEST)
     train(cfg, args)
 

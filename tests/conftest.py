@@ -26,6 +26,16 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """A folder of data sets that has a few digits in the COCO layout."""
+    from dcn_projects.data.datasets.warped_digits import make_dataset
+
+    folder = tmp_path_factory.mktemp("datasets")
+    make_dataset(str(folder / "digits_coco"), "coco", size=96, count_train=8, count_test=4)
+    return folder
+
+
 @pytest.fixture
 def tiny_model(tmp_path):
     """
@@ -49,7 +59,7 @@ def tiny_model(tmp_path):
         model = build_model(cfg)
         if deformable:
             taps = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
-            model.backbone.res5[0].conv2_offset.bias.data = spread * taps.flatten()
+            model.backbone.res5[0].conv2.conv_offset.bias.data = spread * taps.flatten()
         weights = tmp_path / f"model_{deformable}.pth"
         torch.save({"model": model.state_dict()}, weights)
         return CONFIG, str(weights), opts

@@ -9,9 +9,8 @@ from detectron2.structures import BoxMode
 from detectron2.utils.env import seed_all_rng
 from PIL import Image
 
-import train_net
 from dcn_projects import add_dcn_config
-from dcn_projects.engine import is_segmentor
+from dcn_projects.engine import Trainer, task_of
 from tests.config_files import LEAVES, ROOT, all_keys_of
 
 # Many leaves that are rungs of a ladder: they are run with narrow layers, to save time.
@@ -101,7 +100,7 @@ def test_config(path, tmp_path, random_dataset, reads):
     # The real network on images that are small, but hold the smallest anchor of VOC.
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.WEIGHTS = ""
-    if is_segmentor(cfg):
+    if task_of(cfg).output == "sem_seg":
         name, task = random_dataset(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "sem_seg"), "sem_seg"
         cfg.INPUT.CROP.SIZE = [96, 128]
         if cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN":  # for GPUs only
@@ -126,7 +125,7 @@ def test_config(path, tmp_path, random_dataset, reads):
     cfg.freeze()
 
     reads.clear()
-    trainer = train_net.Trainer(cfg)
+    trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     trainer.train()
 
@@ -163,6 +162,6 @@ def test_views_are_made_from_the_file(enabled, merge, size, random_dataset):
     cfg.INPUT.MIN_SIZE_TEST = 96
     cfg.DATALOADER.NUM_WORKERS = 0
     cfg.TEST.AUG.ENABLED, cfg.TEST.AUG.MERGE = enabled, merge
-    loader = train_net.Trainer.build_test_loader(cfg, random_dataset(2))
+    loader = Trainer.build_test_loader(cfg, random_dataset(2))
     (record,) = next(iter(loader))
     assert record["image"].shape[1:] == size and (record["height"], record["width"]) == (192, 256)

@@ -21,12 +21,12 @@ import shlex
 import sys
 
 import torch
-from detectron2.modeling import build_model
 
 from dcn_projects.checkpoint import convert_weights, training_only_names
 from dcn_projects.checkpoint.original_settings import reorders_anchors
 from dcn_projects.engine import read_config
 from dcn_projects.errors import one_line_errors
+from dcn_projects.modeling import build_model
 
 
 def main():

@@ -75,7 +75,7 @@ _OF_BLOCK = {
     "downsample.0": "shortcut",
     "downsample.1": "shortcut.norm",
     "conv2.conv": "conv2",  # deformable
-    "conv2.offset": "conv2_offset",
+    "conv2.offset": "conv2.conv_offset",
 }
 # Modules that are another one, which the file has twice, by their prefixes.
 _COPIES = {

@@ -20,7 +20,7 @@ __all__ = ["ModelOptions", "convert_mxnet"]
 _BOX_STDS = (0.1, 0.1, 0.2, 0.2)
 _BLOCK = r"([2-5])(a|b|c|b[1-9]\d*)_branch(1|2a|2b|2c|2b_offset)"
 _LAYERS = {
-    "1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3", "2b_offset": "conv2_offset",
+    "1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3", "2b_offset": "conv2.conv_offset",
 }  # fmt: skip
 _NORM = {
     "arg:gamma": "weight",

@@ -2,15 +2,15 @@
 
 from .dataset_mapper import CheckedDatasetMapper
 from .datasets import check_datasets, check_objects_to_evaluate, check_objects_to_learn, loading
+from .exact_train_loader import ExactTrainLoader, check_exact_resume
 from .images import list_images, read_bgr_image
 from .labels import read_labels
 from .sem_seg_mapper import SemSegMapper
-from .training_stream import build_exact_train_loader, check_exact_resume
 
 __all__ = [
     "CheckedDatasetMapper",
+    "ExactTrainLoader",
     "SemSegMapper",
-    "build_exact_train_loader",
     "check_datasets",
     "check_exact_resume",
     "check_objects_to_evaluate",

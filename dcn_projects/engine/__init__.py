@@ -1,31 +1,32 @@
-from dcn_projects.errors import one_line_errors
+"""Training, evaluation and prediction from a command line or a program of the user's own."""
 
-from .arguments import parse_arguments
-from .check import check_classes, check_heads, check_preprocessing, check_training, is_segmentor
-from .checkpoints import last_checkpoint, mirrored_output_dir, weights_to_evaluate
-from .config import read_config
-from .launch import launch
-from .metric_printer import MetricPrinter
-from .offset_statistics import OffsetStatistics
-from .options import option_pairs
-from .predictor import build_predictor, load_predictor
+from dcn_projects.lazy_import import lazy_attributes
 
-__all__ = [
-    "MetricPrinter",
-    "OffsetStatistics",
-    "build_predictor",
-    "check_classes",
-    "check_heads",
-    "check_preprocessing",
-    "check_training",
-    "is_segmentor",
-    "last_checkpoint",
-    "launch",
-    "load_predictor",
-    "mirrored_output_dir",
-    "one_line_errors",
-    "option_pairs",
-    "parse_arguments",
-    "read_config",
-    "weights_to_evaluate",
-]
+# Name -> the module that defines it, which is imported when the name is first used.
+_MODULES = {
+    "MetricPrinter": "metric_printer",
+    "OffsetStatistics": "offset_statistics",
+    "TASKS": "tasks",
+    "Task": "tasks",
+    "Trainer": "trainer",
+    "build_predictor": "predictor",
+    "check_classes": "check_config",
+    "check_heads": "check_config",
+    "check_preprocessing": "check_config",
+    "check_training": "check_config",
+    "last_checkpoint": "output_dir",
+    "launch": "launcher",
+    "load_predictor": "predictor",
+    "main": "run",
+    "mirrored_output_dir": "output_dir",
+    "option_pairs": "options",
+    "parse_arguments": "arguments",
+    "read_config": "config",
+    "register_task": "tasks",
+    "setup": "run",
+    "task_of": "tasks",
+    "weights_to_evaluate": "output_dir",
+}
+
+__all__ = list(_MODULES)
+__getattr__ = lazy_attributes(__name__, _MODULES)

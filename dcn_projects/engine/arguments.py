@@ -5,8 +5,8 @@ from pathlib import Path
 
 from detectron2.engine import default_argument_parser
 
-from .checkpoints import mirrored_output_dir
 from .options import is_key, is_option
+from .output_dir import mirrored_output_dir
 
 __all__ = ["parse_arguments"]
 

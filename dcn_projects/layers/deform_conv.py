@@ -145,6 +145,43 @@ register_vmap("deform_conv", _fold)
 register_vmap("_deform_conv_backward", partial(one_by_one, "_deform_conv_backward"))
 
 
+def check_convolution(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: IntPair,
+    stride: IntPair,
+    padding: IntPair,
+    dilation: IntPair,
+    groups: int,
+    deformable_groups: int,
+) -> None:
+    """
+    What the constructors of the modules have in common; the arguments are those of `DeformConv`.
+
+    Raises:
+        ValueError: if a number is not positive (padding: negative), or channels do not divide
+    """
+    positive = {
+        "in_channels": in_channels,
+        "out_channels": out_channels,
+        "kernel_size": kernel_size,
+        "stride": stride,
+        "dilation": dilation,
+        "groups": groups,
+        "deformable_groups": deformable_groups,
+    }
+    for name, value in positive.items():
+        if min(pair(value)) < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+    if min(pair(padding)) < 0:
+        raise ValueError(f"padding must not be negative, got {padding}")
+    if in_channels % groups or out_channels % groups or in_channels % deformable_groups:
+        raise ValueError(
+            f"{in_channels} input and {out_channels} output channels do not divide into "
+            f"{groups} groups and {deformable_groups} deformable groups"
+        )
+
+
 class DeformConv(nn.Module):
     """
     Deformable convolution (DCNv1) whose offsets come from outside, with the arguments and parameter
@@ -177,25 +214,16 @@ class DeformConv(nn.Module):
             ValueError: if a number is not positive (padding: negative), or channels do not divide
         """
         super().__init__()
-        positive = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "kernel_size": kernel_size,
-            "stride": stride,
-            "dilation": dilation,
-            "groups": groups,
-            "deformable_groups": deformable_groups,
-        }
-        for name, value in positive.items():
-            if min(pair(value)) < 1:
-                raise ValueError(f"{name} must be positive, got {value}")
-        if min(pair(padding)) < 0:
-            raise ValueError(f"padding must not be negative, got {padding}")
-        if in_channels % groups or out_channels % groups or in_channels % deformable_groups:
-            raise ValueError(
-                f"{in_channels} input and {out_channels} output channels do not divide into "
-                f"{groups} groups and {deformable_groups} deformable groups"
-            )
+        check_convolution(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            deformable_groups,
+        )
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = pair(kernel_size)

@@ -17,6 +17,7 @@ from .meta_arch import (
     MimicRCNN,
     MXNetRCNN,
     build_deformable_model,
+    build_model,
     meta_architecture,
 )
 from .modulated_pooler import ModulatedDeformROIPooler
@@ -71,6 +72,7 @@ __all__ = [
     "build_deform_resnet_fpn_backbone",
     "build_deform_retinanet_resnet_fpn_backbone",
     "build_deformable_model",
+    "build_model",
     "build_mxnet_resnet_fpn_backbone",
     "build_tensorpack_resnet_fpn_backbone",
     "meta_architecture",

@@ -102,6 +102,8 @@ class DynamicTraining(nn.Module):
     statistics. GPUs are waited for once a window.
     """
 
+    printed_scalars = ("dynamic_rcnn/iou_threshold", "dynamic_rcnn/beta")  # in the log line
+
     def __init__(
         self,
         thresholds: Sequence[float],
@@ -129,6 +131,7 @@ class DynamicTraining(nn.Module):
         self.matchers = [DynamicMatcher(threshold) for threshold in thresholds]
         self.losses = [DynamicSmoothL1(beta) for beta in betas]
         self.dla, self.dsl, self.period, self.sync = dla, dsl, period, sync
+        self.differs_between_processes = not sync
         self.options = dict(
             iou_rank=iou_rank, error_rank=error_rank, reference_quirk=reference_quirk
         )

@@ -1,4 +1,6 @@
+import logging
 import re
+from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
@@ -6,6 +8,12 @@ from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import maybe_add_gradient_clipping
 
 __all__ = ["build_optimizer"]
+
+# How names of parameters were before version 0.2: regular expression of a name now -> the old name.
+_OLD_NAMES = {
+    r"\.conv2\.conv_offset\.": ".conv2_offset.",
+    r"^roi_heads\.score_maps\.": "score_maps.",
+}
 
 
 def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -21,11 +29,13 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
     _check_factors(cfg.SOLVER.LR_FACTORS)
     optimizer = build_sgd(cfg, model)
     names = {p: name for name, p in model.named_parameters()}
-    unused = {pattern for pattern, _ in cfg.SOLVER.LR_FACTORS}
+    trained = [names[p] for group in optimizer.param_groups for p in group["params"]]
+    matches = _match_patterns([pattern for pattern, _ in cfg.SOLVER.LR_FACTORS], trained)
+    unused = set(matches)
 
     def factor(name: str) -> float:
         for pattern, value in cfg.SOLVER.LR_FACTORS:
-            if re.search(pattern, name):
+            if name in matches[pattern]:
                 unused.discard(pattern)
                 return value
         return 1.0
@@ -51,6 +61,27 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
         groups = [{key: group[key] for key in keys} for group in groups]
         return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(groups)
     raise ValueError(f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER}, expected SGD or AdamW")
+
+
+def _match_patterns(patterns: Iterable[str], names: list[str]) -> dict[str, set[str]]:
+    """Pattern -> the names that it matches; those of old configs match the names of that time."""
+    matches = {}
+    for pattern in patterns:
+        matches[pattern] = {name for name in names if re.search(pattern, name)}
+        if not matches[pattern]:
+            matches[pattern] = {name for name in names if re.search(pattern, _old_name(name))}
+            if matches[pattern]:
+                logging.getLogger(__name__).info(
+                    f"SOLVER.LR_FACTORS: {pattern!r} matches old names of parameters, such as "
+                    f"{_old_name(min(matches[pattern]))}, which is {min(matches[pattern])} now"
+                )
+    return matches
+
+
+def _old_name(name: str) -> str:
+    for new, old in _OLD_NAMES.items():
+        name = re.sub(new, old, name)
+    return name
 
 
 def _check_factors(factors):

@@ -289,16 +289,19 @@ def test_dcn_v2_of_tre_b1e_n():
         if name.startswith(original)
     }
     shapes = {target: shape for *_, target, shape in DCN_V2_HEADS}
-    offsets = {RES + "conv2_offset.weight": (27, 2, 3, 3), RES + "conv2_offset.bias": (27,)}
+    offsets = {
+        RES + "conv2.conv_offset.weight": (27, 2, 3, 3),
+        RES + "conv2.conv_offset.bias": (27,),
+    }
     shapes |= offsets
     network, params = convert_maskrcnn_benchmark(arrays, shapes, True, range(15))
     assert network == "DCNv2 detector of TreB1eN" and params.keys() == shapes.keys()
     for name, _, target, shape in DCN_V2_HEADS:
         np.testing.assert_array_equal(params[target], np.float32(arrays[name]).reshape(shape))
-    offset, mask = np.split(params[RES + "conv2_offset.weight"], [18])
+    offset, mask = np.split(params[RES + "conv2.conv_offset.weight"], [18])
     np.testing.assert_array_equal(offset, np.float32(arrays[BODY + "conv2.offset_conv.weight"]))
     np.testing.assert_array_equal(mask, np.float32(arrays[BODY + "conv2.mask_conv.weight"]))
-    assert not params[RES + "conv2_offset.bias"].any()
+    assert not params[RES + "conv2.conv_offset.bias"].any()
 
     mimic = shapes | {"mimic_score.bias": (4,), "mimic_score.weight": (4, 5)}
     arrays["mimicking_head.mimicking_cls_score.weight"] = rng.normal(size=(4, 5))

@@ -12,8 +12,8 @@ NAMES = {
     "arg:res2a_branch1_weight": "res2.0.shortcut.weight",
     "arg:bn3b2_branch2b_beta": "res3.2.conv2.norm.bias",
     "arg:res4b22_branch2c_weight": "res4.22.conv3.weight",
-    "arg:res5c_branch2b_offset_bias": "res5.2.conv2_offset.bias",
-    "arg:res3b3_branch2b_offset_weight": "res3.3.conv2_offset.weight",
+    "arg:res5c_branch2b_offset_bias": "res5.2.conv2.conv_offset.bias",
+    "arg:res3b3_branch2b_offset_weight": "res3.3.conv2.conv_offset.weight",
     "aux:bn5b_branch2a_moving_mean": "res5.1.conv1.norm.running_mean",
     # None of a ResNet's.
     "arg:rfcn_cls_weight": "",
@@ -117,7 +117,7 @@ def make_shapes(network):
         backbone + "stem.conv1.weight": (2, 3, 1, 1),
         backbone + "stem.conv1.norm.running_var": (2,),
         backbone + "stem.conv1.norm.num_batches_tracked": (),
-        backbone + "res5.0.conv2_offset.bias": (18,),
+        backbone + "res5.0.conv2.conv_offset.bias": (18,),
     }
     for _, shape, layer, rows in LAYERS[network]:
         shapes[f"{layer}.weight"] = (len(rows), *shape[1:])
@@ -139,7 +139,7 @@ def test_every_array_of_every_network(network):
             np.testing.assert_array_equal(param, np.broadcast_to(rows_of(rows, param), param.shape))
     (stem,) = (p for name, p in params.items() if name.endswith("stem.conv1.weight"))
     assert stem.flatten().tolist() == [2, 1, 0, 5, 4, 3]  # RGB to BGR
-    (offset,) = (p for name, p in params.items() if name.endswith("conv2_offset.bias"))
+    (offset,) = (p for name, p in params.items() if name.endswith("conv2.conv_offset.bias"))
     assert offset.tolist() == [*range(18)]
 
 
@@ -235,7 +235,7 @@ def test_all_that_is_wrong_is_listed():
         "the model has no parameter for",
         "    arg:fc_new_1_weight",
         "    arg:rpn_conv_3x3_weight_test",
-        "    arg:res5b_branch2b_offset_bias (as backbone.res5.1.conv2_offset.bias)",
+        "    arg:res5b_branch2b_offset_bias (as backbone.res5.1.conv2.conv_offset.bias)",
         "    arg:res4b_branch1_weight (as backbone.res4.1.shortcut.weight)",
         "these arrays are not what they should be",
         "    arg:conv1_weight has values that are not finite",
@@ -286,7 +286,7 @@ def test_imagenet_classifier(bottom_up, fc):
     stem, conv = (f"backbone.{bottom_up}{n}.weight" for n in ("stem.conv1", "res5.0.conv2"))
     shapes = {stem: (2, 3, 1, 1), conv: (4,)}
     others = {
-        f"backbone.{bottom_up}res5.0.conv2_offset.weight": (3,),
+        f"backbone.{bottom_up}res5.0.conv2.conv_offset.weight": (3,),
         "backbone.fpn_lateral2.weight": (3,),
         "score_maps.rfcn_cls.weight": (9,),
     }

@@ -167,7 +167,7 @@ def test_imagenet_classifier(model, last, tmp_path):
     network, params = convert_tensorpack(arrays, shapes, True, range(15))
     assert network == "ImageNet classifier"
     others = shapes.keys() - params.keys()
-    heads = ("rpn_head.", "box_head.", "box_predictor.", "mask_head.", ".fpn_", "conv2_offset.")
+    heads = ("rpn_head.", "box_head.", "box_predictor.", "mask_head.", ".fpn_", "conv_offset.")
     assert others and all(any(h in n for h in heads) or "num_batch" in n for n in others)
     assert not any(h in n for h in heads for n in params)
     arrays[f"{last}/b"] = np.ones(21)

@@ -14,16 +14,16 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
-# Starts train_net.py's main in child processes, and kills them a moment after the first one has
+# Starts what train_net.py runs in child processes, and kills them a moment after the first one has
 # finished the iteration that the command line names, if any: in the next iteration or while a
 # checkpoint is written. What each iteration had is kept in a file.
 PROGRAM = """
-import json, os, random, signal, socket, sys, time
+import functools, json, os, random, signal, socket, sys, time
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-import train_net
+from dcn_projects.engine import Trainer, launch, main, parse_arguments
 
 FOLDER, kills, processes = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 with open("records.json") as f:
@@ -41,11 +41,9 @@ class Keep(HookBase):
         with open(f"{FOLDER}/kept.jsonl{comm.get_rank() or ''}", "a") as f:
             f.write(json.dumps([self.trainer.iter, numbers]) + "\\n")
 
-class Trainer(train_net.Trainer):
+class KeepingTrainer(Trainer):
     def build_hooks(self):
         return [*super().build_hooks(), Keep()]
-
-train_net.Trainer = Trainer
 
 def iterations():
     if not os.path.exists(FOLDER + "/kept.jsonl"):
@@ -71,7 +69,7 @@ def run(arguments, kill_after):
                 torchrun(rank)
             torch.set_num_threads(1)
             sys.argv = ["train_net.py", *arguments]
-            train_net.launch(train_net.main, train_net.parse_arguments())
+            launch(functools.partial(main, trainer=KeepingTrainer), parse_arguments())
             os._exit(0)
     while kill_after is not None and kill_after not in iterations():
         time.sleep(0.002)

@@ -61,10 +61,82 @@ def test_matches_reference_once_the_offsets_have_learnt(name, modulated):
     assert not torch.allclose(out, CONVS[name]().double()(x))
 
 
+@pytest.mark.parametrize("mask_scale", [1.0, 2.0])
+@pytest.mark.parametrize("legacy_border", [False, True])
+@pytest.mark.parametrize("dilated_offset", [False, True])
+def test_of_its_own_constructor(mask_scale, legacy_border, dilated_offset):
+    torch.manual_seed(0)
+    conv = DeformableConv2d(
+        8, 6, 3, stride=2, padding=2, dilation=2, groups=2, bias=False, deformable_groups=4,
+        modulated=True, norm=nn.GroupNorm(2, 6), activation=F.relu, legacy_border=legacy_border,
+        mask_scale=mask_scale, offset_init="kaiming_uniform", dilated_offset=dilated_offset,
+    ).double()  # fmt: skip
+    x = torch.randn(2, 8, 9, 11, dtype=torch.float64)
+    geometry = ((2, 2), (2, 2), (2, 2)) if dilated_offset else ((2, 2), (1, 1), (1, 1))
+    assert conv.conv_offset.weight.any() and not conv.conv_offset.bias.any()
+    predicted = F.conv2d(x, conv.conv_offset.weight, None, *geometry)
+    out = reference.deform_conv(
+        x, predicted[:, :72], conv.weight, None, 2, 2, 2,
+        mask=mask_scale * predicted[:, 72:].sigmoid(), legacy_border=legacy_border,
+    )  # fmt: skip
+    out = F.group_norm(out, 2, conv.norm.weight, conv.norm.bias)
+    assert_close(conv(x), F.relu(out))
+
+
+def test_it_starts_and_prints_as_the_plain_convolution():
+    conv = DeformableConv2d(3, 8, 3)
+    x = torch.randn(1, 3, 9, 9)
+    assert_close(conv(x), F.conv2d(x, conv.weight, conv.bias), rtol=0, atol=1e-6)
+    assert repr(conv).startswith(
+        "DeformableConv2d(\n  3, 8, kernel_size=(3, 3), stride=(1, 1), modulated=False, "
+        "deformable_groups=1\n  (conv_offset): Conv2d(3, 18, "
+    )
+    conv = DeformableConv2d(3, 8, 3, padding="same", modulated=True, mask_scale=1)
+    assert "mask_scale=1" in repr(conv)
+    assert_close(
+        conv(x) - conv.bias.view(-1, 1, 1),
+        F.conv2d(x, conv.weight, padding=1) / 2,
+        atol=1e-6,
+        rtol=0,
+    )
+    assert "mask_scale" not in repr(deformable(nn.Conv2d(3, 8, 3), modulated=True))
+
+
+def test_a_seed_gives_the_same_weights_again():
+    torch.manual_seed(0)
+    conv = DeformableConv2d(4, 4, 3, offset_init="kaiming_uniform")
+    first = copy.deepcopy(conv.state_dict())
+    nn.init.ones_(conv.conv_offset.bias)
+    torch.manual_seed(0)
+    conv.reset_parameters()
+    assert all(torch.equal(p, first[name]) for name, p in conv.state_dict().items())
+    bound = 1 / (4 * 9) ** 0.5  # that of nn.Conv2d
+    assert 0.9 * bound < conv.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(in_channels=0), "in_channels must be positive, got 0"),
+        (dict(stride=0), "stride must be positive, got 0"),
+        (dict(padding=(0, -1)), r"padding must not be negative, got \(0, -1\)"),
+        (dict(deformable_groups=3), "do not divide into 1 groups and 3 deformable groups"),
+        (dict(kernel_size=2, padding="same"), r"a kernel of \(2, 2\), for which 'same' pads"),
+        (dict(offset_init="normal"), "offset_init is normal, expected one of"),
+        (dict(dilation=2, dilated_offset=False), "an undilated convolution does not give offsets"),
+        (dict(kernel_size=2, dilation=2, padding=1, dilated_offset=False), "an undilated"),
+    ],
+    ids=str,
+)
+def test_impossible_numbers_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        DeformableConv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 3, **options})
+
+
 def test_a_plain_checkpoint_loads():
     plain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), Conv2d(4, 2, 1, norm=nn.BatchNorm2d(2)))
     model = deformable(copy.deepcopy(plain))
-    weights = {name: torch.randn_like(t.float()) for name, t in plain.state_dict().items()}
+    weights = {name: torch.rand_like(t.float()) for name, t in plain.state_dict().items()}
     result = model.load_state_dict(weights, strict=False)
     assert result.missing_keys == [
         f"{i}.conv_offset.{p}" for i in (0, 2) for p in ("weight", "bias")

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import dcn_projects.layers
 from dcn_projects import add_dcn_config
-from dcn_projects.layers import DeformROIPool, ModulatedDeformConv, PSROIPool
+from dcn_projects.layers import DeformableConv2d, DeformROIPool, ModulatedDeformConv, PSROIPool
 from dcn_projects.modeling.backbone.deform_resnet import build_deform_resnet_backbone
 from tests.layers import reference
 from tests.layers import test_deform_conv as conv
@@ -141,7 +141,7 @@ def test_deformable_resnet_compiles_as_one_graph():
     cfg.MODEL.RESNETS.DEFORM_MODULATED = True
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     backbone = build_deform_resnet_backbone(cfg, ShapeSpec(channels=3))
-    assert sum(isinstance(module, ModulatedDeformConv) for module in backbone.modules()) == 13
+    assert sum(isinstance(module, DeformableConv2d) for module in backbone.modules()) == 13
     torch._dynamo.reset()
     compiled = torch.compile(backbone, fullgraph=True, backend="aot_eager")
     image = torch.randn(1, 3, 64, 64)

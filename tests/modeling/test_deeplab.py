@@ -136,8 +136,8 @@ def test_one_feature_map_is_read():
 def test_offsets_are_not_dilated():
     block = make_model(name="deformable_deeplab_R_101_cityscapes").backbone.res5[0]
     assert block.conv2.dilation == block.conv2.padding == (2, 2)
-    assert block.conv2_offset.dilation == block.conv2_offset.padding == (1, 1)
-    assert block.conv2_offset.out_channels == 18
+    assert block.conv2.conv_offset.dilation == block.conv2.conv_offset.padding == (1, 1)
+    assert block.conv2.conv_offset.out_channels == 18
 
 
 def test_zero_offsets_give_the_plain_network():

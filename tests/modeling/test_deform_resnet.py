@@ -1,11 +1,17 @@
+import logging
+
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
-from detectron2.layers import ShapeSpec
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.fpn import build_resnet_fpn_backbone
 from detectron2.modeling.backbone.resnet import build_resnet_backbone
 
 from dcn_projects import add_dcn_config
+from dcn_projects.config import add_deform_resnet_config
+from dcn_projects.layers import DeformableConv2d
 from dcn_projects.modeling import (
     DeformBottleneckBlock,
     build_deform_resnet_backbone,
@@ -33,6 +39,11 @@ def make_cfg(**resnets):
     return cfg
 
 
+def renamed_shapes(weights):
+    """Shapes of detectron2's parameters, by their names here."""
+    return {k.replace("conv2_offset", "conv2.conv_offset"): v.shape for k, v in weights.items()}
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -51,7 +62,7 @@ def test_parameters_are_those_of_detectron2(options):
     cfg.MODEL.RESNETS.update(options)
     ours = build_deform_resnet_backbone(cfg, RGB).state_dict()
     theirs = build_resnet_backbone(cfg, RGB).state_dict()
-    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    assert {k: v.shape for k, v in ours.items()} == renamed_shapes(theirs)
 
 
 def test_fpn_parameters_are_those_of_detectron2():
@@ -60,7 +71,7 @@ def test_fpn_parameters_are_those_of_detectron2():
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4", "res5"]
     ours = build_deform_resnet_fpn_backbone(cfg, RGB)
     theirs = build_resnet_fpn_backbone(cfg, RGB)
-    expected = {k: v.shape for k, v in theirs.state_dict().items()}
+    expected = renamed_shapes(theirs.state_dict())
     assert {k: v.shape for k, v in ours.state_dict().items()} == expected
     assert ours.output_shape() == theirs.output_shape()
 
@@ -87,12 +98,48 @@ def test_zero_offsets_change_nothing(modulated, mask_scale):
         torch.testing.assert_close(actual[name], expected[name])
 
 
+@pytest.mark.parametrize("load", ["strict", "checkpointer"])
+def test_old_names_of_parameters_load(load, tmp_path, caplog):
+    """Those of detectron2, and of version 0.1 of this project."""
+    cfg = make_cfg(DEFORM_ON_PER_STAGE=[False, False, True, True], DEFORM_MODULATED=True)
+    weights = {}
+    for name, p in build_deform_resnet_backbone(cfg, RGB).state_dict().items():
+        weights[name.replace("conv2.conv_offset", "conv2_offset")] = torch.rand(p.shape)
+    assert "res5.2.conv2_offset.weight" in weights
+    model = build_deform_resnet_backbone(cfg, RGB)
+    with caplog.at_level(logging.INFO):
+        if load == "strict":
+            model.load_state_dict(weights)
+        else:
+            torch.save({"model": weights}, tmp_path / "old.pth")
+            DetectionCheckpointer(model).load(str(tmp_path / "old.pth"))
+    loaded = model.state_dict()
+    for name in ("res5.2.conv2_offset.weight", "res4.0.conv2_offset.bias", "res5.2.conv2.weight"):
+        new_name = name.replace("conv2_offset", "conv2.conv_offset")
+        assert torch.equal(loaded[new_name], weights[name])
+    assert "res5.2.conv2_offset.weight is res5.2.conv2.conv_offset.weight now" in caplog.text
+    assert "not found in the checkpoint" not in caplog.text
+
+
+def test_frozen_blocks():
+    """Stages that are frozen learn no offsets, and their norms have fixed statistics."""
+    cfg = make_cfg(DEFORM_ON_PER_STAGE=[True] * 4)
+    cfg.MODEL.BACKBONE.FREEZE_AT = 3
+    model = build_deform_resnet_backbone(cfg, RGB)
+    learns = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert {name.split(".")[0] for name in learns} == {"res4", "res5"}
+    assert "res4.0.conv2.conv_offset.weight" in learns
+    assert isinstance(model.res3[0].conv2, DeformableConv2d)
+    assert isinstance(model.res3[0].conv2.norm, FrozenBatchNorm2d)
+    assert isinstance(model.res4[0].conv2.norm, torch.nn.BatchNorm2d)
+
+
 def test_gradient_reaches_the_offsets():
     options = dict(DEFORM_ON_PER_STAGE=[False, False, True, True], DEFORM_MODULATED=True)
     model = build_deform_resnet_backbone(make_cfg(**options), RGB)
     model(torch.randn(1, 3, 64, 64))["res5"].square().sum().backward()
     for name, p in model.named_parameters():
-        if "conv2_offset" in name:
+        if "conv2.conv_offset" in name:
             assert p.grad.abs().sum() > 0, name
 
 
@@ -102,7 +149,7 @@ def test_only_the_last_blocks_of_a_stage():
     deformable = [name for name, m in model.named_modules() if isinstance(m, DeformBottleneckBlock)]
     assert deformable == ["res3.3", "res4.4", "res4.5", "res5.0", "res5.1", "res5.2"]
     plain = build_resnet_backbone(make_cfg(), RGB).state_dict()
-    ours = {k: v.shape for k, v in model.state_dict().items() if "conv2_offset" not in k}
+    ours = {k: v.shape for k, v in model.state_dict().items() if "conv2.conv_offset" not in k}
     assert ours == {k: v.shape for k, v in plain.items()}
 
 
@@ -117,7 +164,7 @@ def test_ceil_pool_stem_size(size):
 def test_offsets_that_start_at_random():
     """Uniform with the variance 1 / fan-in, the biases zero."""
     cfg = make_cfg(DEFORM_ON_PER_STAGE=[False] * 3 + [True], DEFORM_OFFSET_INIT="kaiming_uniform")
-    layer = build_deform_resnet_backbone(cfg, RGB).res5[0].conv2_offset
+    layer = build_deform_resnet_backbone(cfg, RGB).res5[0].conv2.conv_offset
     fan_in = layer.weight[0].numel()
     assert layer.weight.abs().max() <= (3 / fan_in) ** 0.5
     assert layer.weight.var().item() == pytest.approx(1 / fan_in, rel=0.1)
@@ -160,3 +207,20 @@ def test_impossible_options_are_named(options, message):
     cfg.MODEL.RESNETS.update(options)
     with pytest.raises(ValueError, match=message):
         build_deform_resnet_backbone(cfg, RGB)
+
+
+@pytest.mark.parametrize(
+    "builder",
+    [
+        "build_deform_resnet_backbone",
+        "build_deform_resnet_fpn_backbone",
+        "build_deform_retinanet_resnet_fpn_backbone",
+        "build_mxnet_resnet_fpn_backbone",
+        "build_tensorpack_resnet_fpn_backbone",
+    ],
+)
+def test_builders_declare_all_keys_of_the_resnet(builder):
+    cfg, plain = get_cfg(), get_cfg()
+    add_deform_resnet_config(cfg)
+    ours = {f"MODEL.RESNETS.{key}" for key in cfg.MODEL.RESNETS.keys() - plain.MODEL.RESNETS.keys()}
+    assert BACKBONE_REGISTRY.get(builder).config_keys == ours

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone.fpn import build_retinanet_resnet_fpn_backbone
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
+import dcn_projects.modeling
 from dcn_projects import add_dcn_config
 from dcn_projects.engine import check_heads
 from dcn_projects.layers import DeformableConv2d
@@ -116,6 +117,32 @@ def test_class_of_the_model(place):
     assert meta_architecture(make_cfg(place, *DEFORMABLE)).__name__ == PLACES[place][1]
 
 
+@pytest.mark.parametrize("modulated", ["False", "True"])
+@pytest.mark.parametrize("place", PLACES)
+def test_select_alone_makes_the_model_deformable(place, modulated):
+    """MODEL.META_ARCHITECTURE keeps the name of the model; both ways give the same model."""
+    keys = ("MODEL.DEFORMABLE.MODULATED", modulated, "MODEL.DEFORMABLE.NUM_GROUPS", 2)
+    cfg = make_cfg(place, *keys)
+    torch.manual_seed(0)
+    model = dcn_projects.modeling.build_model(cfg)
+    assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE == PLACES[place][1]
+    assert sum(isinstance(m, DeformableConv2d) for m in model.modules()) == PLACES[place][-1]
+    torch.manual_seed(0)
+    expected = build_model(make_cfg(place, *DEFORMABLE, *keys)).state_dict()
+    actual = model.state_dict()
+    assert list(actual) == list(expected)
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_build_model_elsewhere():
+    """Without SELECT the plain model; under the old name the deformable one, once."""
+    place = "FPN's outputs and the mask head"
+    plain = dcn_projects.modeling.build_model(make_cfg(place, "MODEL.DEFORMABLE.SELECT", []))
+    assert not any(isinstance(m, DeformableConv2d) for m in plain.modules())
+    model = dcn_projects.modeling.build_model(make_cfg(place, *DEFORMABLE))
+    assert sum(isinstance(m, DeformableConv2d) for m in model.modules()) == PLACES[place][-1]
+
+
 @pytest.mark.parametrize("place", PLACES)
 def test_learns_its_offsets(place):
     torch.manual_seed(0)
@@ -141,7 +168,10 @@ def test_retinanet_backbone():
     cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, True, True, True]
     ours = build_deform_retinanet_resnet_fpn_backbone(cfg, ShapeSpec(channels=3))
     theirs = build_retinanet_resnet_fpn_backbone(cfg, ShapeSpec(channels=3))
-    expected = {k: v.shape for k, v in theirs.state_dict().items()}
+    expected = {
+        k.replace("conv2_offset", "conv2.conv_offset"): v.shape
+        for k, v in theirs.state_dict().items()
+    }
     assert {k: v.shape for k, v in ours.state_dict().items()} == expected
     assert ours.output_shape() == theirs.output_shape()
     assert sum(isinstance(m, DeformBottleneckBlock) for m in ours.modules()) == 4 + 6 + 3
@@ -160,6 +190,10 @@ def test_mistakes_name_the_key(options, message):
     cfg = make_cfg("FPN's outputs and the mask head", *DEFORMABLE, *options)
     with pytest.raises(ValueError, match=message):
         build_model(cfg)
+    if cfg.MODEL.DEFORMABLE.SELECT:
+        cfg = make_cfg("FPN's outputs and the mask head", *options)
+        with pytest.raises(ValueError, match=message):
+            dcn_projects.modeling.build_model(cfg)
 
 
 @pytest.mark.parametrize("use", [build_model, meta_architecture, check_heads])

@@ -47,7 +47,7 @@ def trained():
     torch.manual_seed(0)
     model = build_model(make_cfg())
     for name, p in model.named_parameters():
-        if "conv2_offset" in name or "offset_mask_fc" in name or "conv_new" in name:
+        if "conv2.conv_offset" in name or "offset_mask_fc" in name or "conv_new" in name:
             torch.nn.init.normal_(p, std=0.1)
         if name.startswith(("roi_heads.box_head", "mimic_score")):
             torch.nn.init.normal_(p, std=0.3)

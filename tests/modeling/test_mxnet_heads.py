@@ -242,7 +242,7 @@ def test_learning_rates():
         offset_fc = factors.pop(f"roi_heads.box_pooler.level_poolers.0.offset_fc.{kind}")
         assert offset_fc == pytest.approx(0.01)
         assert factors.pop(f"proposal_generator.rpn_head.objectness_logits.{kind}") == 2
-    assert "backbone.res5.0.conv2_offset.weight" in factors and set(factors.values()) == {1}
+    assert "backbone.res5.0.conv2.conv_offset.weight" in factors and set(factors.values()) == {1}
 
 
 # Images per epoch (each with its mirror image), the epoch of the lr step, epochs, classes, and

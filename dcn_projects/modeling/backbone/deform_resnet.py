@@ -1,13 +1,15 @@
-import functools
-
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 from torch import nn
 
-from dcn_projects.layers import DeformConv, ModulatedDeformConv
+from dcn_projects.config import reads
+from dcn_projects.layers import DeformableConv2d
+from dcn_projects.layers.deformable import OFFSET_INITS
+
+from ..renamed_parameters import rename_parameters
 
 __all__ = [
     "CeilPoolStem",
@@ -26,12 +28,17 @@ _NUM_BLOCKS = {
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
 }
-# Values of DEFORM_OFFSET_INIT.
-_OFFSET_INITS = {
-    "zeros": nn.init.zeros_,
-    "kaiming_uniform": functools.partial(nn.init.kaiming_uniform_, a=1),
-}
 _BASIC_BLOCK_DEPTHS = (18, 34)
+
+# Every builder of a backbone on the ResNet of this file reads these keys of ours.
+reads_resnet_keys = reads(
+    "MODEL.RESNETS.DEFORM_LAST_BLOCKS",
+    "MODEL.RESNETS.STEM_CEIL_POOL",
+    "MODEL.RESNETS.DEFORM_LEGACY_BORDER",
+    "MODEL.RESNETS.DEFORM_MASK_SCALE",
+    "MODEL.RESNETS.DEFORM_OFFSET_INIT",
+    "MODEL.RESNETS.DEFORM_DILATED_OFFSET",
+)
 
 
 class CeilPoolStem(BasicStem):
@@ -48,9 +55,9 @@ class CeilPoolStem(BasicStem):
 class DeformBottleneckBlock(BottleneckBlock):
     """
     Bottleneck whose 3x3 convolution is deformable (arXiv 1703.06211, Sec. 2.1) or modulated
-    deformable (arXiv 1811.11168, Sec. 3.2). Parameters have the names and the layout of
-    detectron2's block of the same name, so that its checkpoints load. Unlike that block, it runs
-    on the CPU.
+    deformable (arXiv 1811.11168, Sec. 3.2). Checkpoints of detectron2's block of the same name
+    load: the layouts are the same, and its `conv2_offset` is `conv2.conv_offset` here. Unlike that
+    block, it runs on the CPU.
     """
 
     def __init__(
@@ -93,44 +100,31 @@ class DeformBottleneckBlock(BottleneckBlock):
             stride_in_1x1=stride_in_1x1,
             dilation=dilation,
         )
-        self.deform_modulated = deform_modulated
-        self.deform_mask_scale = deform_mask_scale
         plain = self.conv2
-        geometry = dict(
-            kernel_size=3, stride=plain.stride, padding=plain.padding, dilation=plain.dilation
-        )
-        undilated = {} if deform_dilated_offset else dict(padding=1, dilation=1)
-        self.conv2_offset = Conv2d(
-            bottleneck_channels,
-            (27 if deform_modulated else 18) * deform_num_groups,
-            **geometry | undilated,
-        )
-        _OFFSET_INITS[deform_offset_init](self.conv2_offset.weight)
-        nn.init.zeros_(self.conv2_offset.bias)
-        self.conv2 = (ModulatedDeformConv if deform_modulated else DeformConv)(
+        self.conv2 = DeformableConv2d(
             bottleneck_channels,
             bottleneck_channels,
-            **geometry,
-            bias=False,
+            kernel_size=3,
+            stride=plain.stride,
+            padding=plain.padding,
+            dilation=plain.dilation,
             groups=num_groups,
+            bias=False,
             deformable_groups=deform_num_groups,
+            modulated=deform_modulated,
             norm=get_norm(norm, bottleneck_channels),
             legacy_border=deform_legacy_border,
+            mask_scale=deform_mask_scale,
+            offset_init=deform_offset_init,
+            dilated_offset=deform_dilated_offset,
         )
         self.conv2.weight = plain.weight  # initialised as the plain block's
 
-    def forward(self, x):
-        out = F.relu_(self.conv1(x))
-        offset = self.conv2_offset(out)
-        if self.deform_modulated:
-            taps = offset.shape[1] // 3
-            offset, mask = offset[:, : 2 * taps], offset[:, 2 * taps :].sigmoid()
-            out = self.conv2(out, offset, mask * self.deform_mask_scale)
-        else:
-            out = self.conv2(out, offset)
-        out = self.conv3(F.relu_(out))
-        out += x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(out)
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # The name in detectron2's block, and in version 0.1 of this project.
+        renamed = {r"conv2_offset\.(weight|bias)": r"conv2.conv_offset.\1"}
+        rename_parameters(state_dict, prefix, renamed)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _num_deformable(keys, stage: int, num_blocks: int) -> int:
@@ -145,6 +139,7 @@ def _num_deformable(keys, stage: int, num_blocks: int) -> int:
 
 
 @BACKBONE_REGISTRY.register()
+@reads_resnet_keys
 def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     """
     detectron2's ResNet, built from the same keys under MODEL.RESNETS, with this project's
@@ -178,10 +173,10 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
     for key in ("RES5_DILATION", "DEFORM_MASK_SCALE"):
         if keys[key] not in (1, 2):
             raise ValueError(f"MODEL.RESNETS.{key} is {keys[key]}, expected 1 or 2")
-    if keys.DEFORM_OFFSET_INIT not in _OFFSET_INITS:
+    if keys.DEFORM_OFFSET_INIT not in OFFSET_INITS:
         raise ValueError(
             f"MODEL.RESNETS.DEFORM_OFFSET_INIT is {keys.DEFORM_OFFSET_INIT}, expected one of "
-            f"{list(_OFFSET_INITS)}"
+            f"{list(OFFSET_INITS)}"
         )
 
     stem = (CeilPoolStem if keys.STEM_CEIL_POOL else BasicStem)(
@@ -232,12 +227,14 @@ def build_deform_resnet_backbone(cfg, input_shape: ShapeSpec) -> ResNet:
 
 
 @BACKBONE_REGISTRY.register()
+@reads_resnet_keys
 def build_deform_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """detectron2's feature pyramid, from its keys under MODEL.FPN, on the ResNet above."""
     return _build_fpn(cfg, build_deform_resnet_backbone(cfg, input_shape), LastLevelMaxPool())
 
 
 @BACKBONE_REGISTRY.register()
+@reads_resnet_keys
 def build_deform_retinanet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """RetinaNet's pyramid in detectron2, with P6 and P7 made of res5, on the ResNet above."""
     bottom_up = build_deform_resnet_backbone(cfg, input_shape)

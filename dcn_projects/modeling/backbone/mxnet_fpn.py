@@ -2,7 +2,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from torch import nn
 
-from .deform_resnet import build_deform_resnet_backbone
+from .deform_resnet import build_deform_resnet_backbone, reads_resnet_keys
 
 __all__ = ["LastLevelP6", "build_mxnet_resnet_fpn_backbone"]
 
@@ -28,6 +28,7 @@ class LastLevelP6(nn.Module):
 
 
 @BACKBONE_REGISTRY.register()
+@reads_resnet_keys
 def build_mxnet_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
     The feature pyramid of the MXNet code of Deformable ConvNets, on `build_deform_resnet_backbone`:

@@ -3,12 +3,13 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
 from torch import nn
 
-from .deform_resnet import build_deform_resnet_fpn_backbone
+from .deform_resnet import build_deform_resnet_fpn_backbone, reads_resnet_keys
 
 __all__ = ["build_tensorpack_resnet_fpn_backbone"]
 
 
 @BACKBONE_REGISTRY.register()
+@reads_resnet_keys
 def build_tensorpack_resnet_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """
     The feature pyramid of tensorpack's GroupNorm models: each of its convolutions has a bias before

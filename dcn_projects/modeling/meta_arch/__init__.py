@@ -1,5 +1,5 @@
 from .deeplab import DeepLab, DeepLabHead
-from .deformable import build_deformable_model, meta_architecture
+from .deformable import build_deformable_model, build_model, meta_architecture
 from .mimic_rcnn import MimicRCNN
 from .mxnet_rcnn import MXNetRCNN
 from .rfcn import RFCN, RFCNScoreMaps
@@ -12,5 +12,6 @@ __all__ = [
     "RFCN",
     "RFCNScoreMaps",
     "build_deformable_model",
+    "build_model",
     "meta_architecture",
 ]

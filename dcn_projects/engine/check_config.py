@@ -1,14 +1,11 @@
+"""What a config asks for and cannot have, found before anything is built or read."""
+
 import logging
 from collections.abc import Iterable
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import (
-    ROI_HEADS_REGISTRY,
-    GeneralizedRCNN,
-    RetinaNet,
-    SemanticSegmentor,
-)
+from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import CascadeROIHeads
 
 from dcn_projects.modeling import (
@@ -24,18 +21,15 @@ from dcn_projects.modeling.box_nms import soft_nms_options
 from dcn_projects.modeling.meta_arch.deeplab import window_options
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
 
+from .tasks import TASKS, task_of, value_of
+
 __all__ = [
     "check_classes",
+    "check_evaluators",
     "check_heads",
     "check_preprocessing",
     "check_training",
-    "is_segmentor",
 ]
-
-
-def is_segmentor(cfg: CfgNode) -> bool:
-    """Whether the model tells the classes of pixels."""
-    return issubclass(meta_architecture(cfg), SemanticSegmentor)
 
 
 def check_heads(cfg: CfgNode) -> None:
@@ -144,29 +138,38 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
     Args:
         names: of registered data sets
     Raises:
-        ValueError: if one, as far as it is known, is for models of another kind, or has other
-            classes than the heads
+        ValueError: if one, as far as it is known, is for models of another kind, or has another
+            number of classes than the model
     """
-    if issubclass(meta_architecture(cfg), GeneralizedRCNN):
-        head, kind = "ROI_HEADS", "thing_classes"
-    elif issubclass(meta_architecture(cfg), RetinaNet):
-        head, kind = "RETINANET", "thing_classes"
-    elif is_segmentor(cfg):
-        head, kind = "SEM_SEG_HEAD", "stuff_classes"
-    else:
-        return
-    expected = cfg.MODEL[head].NUM_CLASSES
-    others = {"coco", "pascal_voc"} if is_segmentor(cfg) else {"sem_seg", "cityscapes_sem_seg"}
+    task = task_of(cfg)
+    expected = value_of(cfg, task.num_classes)
+    of_others = {
+        kind for other in TASKS if other.output != task.output for kind in other.evaluators
+    }
     for name in names:
-        if MetadataCatalog.get(name).get("evaluator_type") in others:
-            finds = "the classes of pixels" if is_segmentor(cfg) else "objects"
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("evaluator_type") in of_others - task.evaluators.keys():
             raise ValueError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} finds {finds}, which data "
-                f"set {name} does not have"
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} finds {task.finds}, which "
+                f"data set {name} does not have"
             )
-        classes = MetadataCatalog.get(name).get(kind)
+        classes = metadata.get(task.class_names)
         if classes is not None and len(classes) != expected:
             raise ValueError(
-                f"MODEL.{head}.NUM_CLASSES is {expected}, but data set {name} has {len(classes)} "
-                "classes"
+                f"{task.num_classes} is {expected}, but data set {name} has {len(classes)} classes"
             )
+
+
+def check_evaluators(cfg: CfgNode, needed: str | None = None) -> None:
+    """
+    Args:
+        needed: evaluator type that all data sets must have; None for any
+    Raises:
+        ValueError: if a data set of DATASETS.TEST cannot be evaluated, or not in that way
+    """
+    for name in cfg.DATASETS.TEST:
+        evaluator = MetadataCatalog.get(name).get("evaluator_type")
+        if evaluator not in task_of(cfg).evaluators:
+            raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
+        if needed and evaluator != needed:
+            raise ValueError(f"--evaluate: {name} is not evaluated as COCO is. Take --eval-only")

@@ -10,7 +10,7 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
 
-__all__ = ["build_exact_train_loader", "check_exact_resume"]
+__all__ = ["ExactTrainLoader", "check_exact_resume"]
 
 
 # What random numbers are for; the first of the numbers that seed them.
@@ -48,17 +48,16 @@ class TrainingStream(IterableDataset):
     were read and wait for others of their kind come first.
     """
 
-    def __init__(self, records, mapper, seed: int, batch_size: int, first_batch: int):
+    def __init__(self, records, mapper, seed: int, batch_size: int):
         """
         Args:
             records: detectron2's records of the images
             mapper: of a record to what the model takes
             seed: 0 or more
             batch_size: of this process
-            first_batch: counted from 0
         """
-        self.records, self.mapper, self.seed = records, mapper, seed
-        self.batch_size, self.first_batch = batch_size, first_batch
+        self.records, self.mapper, self.seed, self.batch_size = records, mapper, seed, batch_size
+        self.first_batch = 0
         self.rank, self.processes = comm.get_rank(), comm.get_world_size()
         self.epoch = None
 
@@ -91,13 +90,32 @@ class TrainingStream(IterableDataset):
             yield self.mapper(self.record(position))
 
 
-class SeededBatches:
-    """Batches of a loader. What the model draws for one of them depends on its iteration alone."""
+class ExactTrainLoader:
+    """
+    detectron2's training loader, which can begin with the batch of any iteration, and which makes
+    that iteration draw what it would have drawn after those before it.
 
-    def __init__(self, loader, seed: int, first_iteration: int):
-        self.loader, self.seed, self.first_iteration = loader, seed, first_iteration
+    Attributes:
+        first_iteration: counted from 0; to be set before the first batch is read
+    """
+
+    def __init__(self, options: dict, seed: int):
+        """
+        Args:
+            options: arguments of detectron2's `build_detection_train_loader`; the sampler is not
+                used
+            seed: 0 or more
+        """
+        records = DatasetFromList(options["dataset"], copy=False)
+        batch_size = options["total_batch_size"] // comm.get_world_size()
+        self.stream = TrainingStream(records, options["mapper"], seed, batch_size)
+        options = {**options, "dataset": self.stream, "mapper": None, "sampler": None}
+        self.loader = build_detection_train_loader(**options)
+        self.seed, self.first_iteration = seed, 0
 
     def __iter__(self):
+        # A generator: this line runs when the first batch is asked for, and then workers start.
+        self.stream.first_batch = self.first_iteration
         for iteration, batch in enumerate(self.loader, self.first_iteration):
             # The loader has drawn too, more for its first batch than for others.
             seed_by(MODEL, self.seed, iteration, comm.get_rank())
@@ -119,25 +137,3 @@ def check_exact_resume(cfg) -> None:
             "DATALOADER.EXACT_RESUME needs TEST.PRECISE_BN.ENABLED False: its images are others "
             "after a resumption"
         )
-    if not cfg.MODEL.DYNAMIC_RCNN.SYNC and comm.get_world_size() > 1:
-        raise ValueError(
-            "DATALOADER.EXACT_RESUME on several processes needs MODEL.DYNAMIC_RCNN.SYNC True: a "
-            "checkpoint has the thresholds of one process"
-        )
-
-
-def build_exact_train_loader(options: dict, seed: int, first_iteration: int):
-    """
-    detectron2's training loader, which can begin with the batch of any iteration, and which makes
-    that iteration draw what it would have drawn after those before it.
-
-    Args:
-        options: of detectron2's `build_detection_train_loader`; the sampler is not used
-        seed: 0 or more
-        first_iteration: counted from 0
-    """
-    records = DatasetFromList(options["dataset"], copy=False)
-    batch_size = options["total_batch_size"] // comm.get_world_size()
-    stream = TrainingStream(records, options["mapper"], seed, batch_size, first_iteration)
-    options = {**options, "dataset": stream, "mapper": None, "sampler": None}
-    return SeededBatches(build_detection_train_loader(**options), seed, first_iteration)

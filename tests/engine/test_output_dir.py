@@ -5,8 +5,7 @@ import sys
 import pytest
 import torch
 
-import train_net
-from dcn_projects.engine import mirrored_output_dir
+from dcn_projects.engine import mirrored_output_dir, parse_arguments, run
 
 CONFIG = "configs/Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits.yaml"
 
@@ -24,13 +23,13 @@ def folder(tmp_path):
 @pytest.fixture
 def setup(monkeypatch, folder):
     """setup(*arguments) returns the config of a command line; files are not looked into."""
-    monkeypatch.setattr(train_net, "check_files", lambda cfg, args: None)
+    monkeypatch.setattr(run, "check_files", lambda cfg, args: None)
 
     def setup(*arguments, output_dir=folder):
         opts = ["SOLVER.MAX_ITER", "12", "OUTPUT_DIR", str(output_dir)]
         program = ["train_net.py", "--config-file", CONFIG]
         monkeypatch.setattr(sys, "argv", [*program, *arguments, *opts])
-        return train_net.setup(train_net.parse_arguments())
+        return run.setup(parse_arguments())
 
     return setup
 
@@ -110,6 +109,6 @@ def test_output_root(monkeypatch, setup, folder):
     monkeypatch.setattr(
         sys, "argv", ["train_net.py", "--config-file", CONFIG, "--output-root", "out"]
     )
-    cfg = train_net.setup(train_net.parse_arguments())
+    cfg = run.setup(parse_arguments())
     assert cfg.OUTPUT_DIR == "out/Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits"
     assert setup("--output-root", "out").OUTPUT_DIR == str(folder)  # that on the command line

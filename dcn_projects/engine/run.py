@@ -1,0 +1,169 @@
+"""A run of train_net.py: what is checked, in which order, and what is done then."""
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from dcn_projects.checkpoint import check_weights, load_to_start, load_trained
+from dcn_projects.data import check_datasets, check_exact_resume, check_objects_to_evaluate
+from dcn_projects.errors import one_line, one_line_errors
+from dcn_projects.evaluation import copy_detections
+
+from .check_config import (
+    check_classes,
+    check_evaluators,
+    check_heads,
+    check_preprocessing,
+    check_training,
+)
+from .config import read_config
+from .options import option_pairs
+from .output_dir import last_checkpoint, weights_to_evaluate
+from .tasks import task_of
+from .trainer import Trainer
+
+__all__ = ["main", "setup"]
+
+
+def main(args: Namespace, trainer: type[Trainer] = Trainer):
+    """
+    Train, evaluate or predict, as a command line asks. An error that its user can mend ends the
+    program with one line that says what is wrong.
+
+    Args:
+        args: of `parse_arguments`
+        trainer: class to train and evaluate with; in a program of your own
+            `launch(functools.partial(main, trainer=MyTrainer), args)`
+    Returns:
+        the results of an evaluation, task -> metric -> value; None without one
+    """
+    cfg = setup(args)
+    with _exit_with_one_line():
+        if args.predict:
+            from .prediction import predict_images  # needs OpenCV, which training does without
+
+            with one_line_errors(args.config_file):
+                return predict_images(cfg, args.predict, args.confidence)
+        default_setup(cfg, args)
+        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="dcn_projects")
+        with one_line_errors(args.config_file):
+            run = prepare(cfg, args, trainer)
+    with _exit_with_one_line_of_a_run(cfg):
+        results = run()
+        if args.evaluate and comm.is_main_process():
+            copy_detections(cfg, args.evaluate)
+        return results
+
+
+def setup(args: Namespace) -> CfgNode:
+    """
+    Returns:
+        CfgNode: the frozen config of a command line, whose files are known to be there. Exits with
+            one line that names what is wrong
+    """
+    with _exit_with_one_line():
+        cfg = read_config(args.config_file, args.opts)
+        if args.eval_only or args.predict:
+            given = "MODEL.WEIGHTS" in dict(option_pairs(args.opts))
+            cfg.MODEL.WEIGHTS = weights_to_evaluate(cfg, args.eval_iter, given)
+        if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
+            print(f"No GPU: MODEL.DEVICE is cpu instead of {cfg.MODEL.DEVICE}.")
+            cfg.MODEL.DEVICE = "cpu"
+        cfg.freeze()
+        with one_line_errors(args.config_file):
+            check_heads(cfg)
+            check_exact_resume(cfg)
+            check_files(cfg, args)
+        return cfg
+
+
+def check_files(cfg: CfgNode, args: Namespace) -> None:
+    """Raises OSError or ValueError if data or weights cannot be used."""
+    if args.predict:
+        return check_weights(cfg.MODEL.WEIGHTS)
+    names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
+    key = "TEST" if args.eval_only else "TRAIN"
+    if not cfg.DATASETS[key]:
+        raise ValueError(f"DATASETS.{key} is empty: name a data set")
+    check_datasets(names)
+    check_classes(cfg, names)
+    check_evaluators(cfg, "coco" if args.evaluate else None)
+    task = task_of(cfg)
+    if task.output == "instances":
+        check_objects_to_evaluate(cfg.DATASETS.TEST, task.learns_masks(cfg))
+    if not args.eval_only:
+        check_training(cfg)
+    if resumed := checkpoint_to_resume(cfg, args):
+        check_weights(resumed, told_by=os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
+    else:
+        check_weights(cfg.MODEL.WEIGHTS)
+
+
+def checkpoint_to_resume(cfg: CfgNode, args: Namespace) -> str | None:
+    if args.resume and not args.eval_only:
+        last = last_checkpoint(Path(cfg.OUTPUT_DIR))
+        return None if last is None else str(last)
+
+
+def prepare(cfg: CfgNode, args: Namespace, trainer: type[Trainer]):
+    """Build the model and load its weights. Returns what is to be run then, without arguments."""
+    if args.eval_only:
+        model = trainer.build_model(cfg)
+        load_trained(model, cfg.MODEL.WEIGHTS)
+        return functools.partial(trainer.test, cfg, model)
+    training = trainer(cfg)
+    if resumed := checkpoint_to_resume(cfg, args):
+        checkpoint = load_trained(training.model, resumed)  # it must be of this model
+        if "iteration" not in checkpoint:
+            raise ValueError(
+                f"{resumed} has weights alone and cannot be resumed. Give them as MODEL.WEIGHTS, "
+                "without --resume"
+            )
+        training.resume_or_load()
+    else:
+        if any(Path(cfg.OUTPUT_DIR).glob("model_*.pth")):
+            logging.getLogger(__name__).warning(
+                f"OUTPUT_DIR {cfg.OUTPUT_DIR} has the checkpoints of another training, which are "
+                "overwritten. --resume would go on with it"
+            )
+        check_preprocessing(cfg)
+        load_to_start(training.model, cfg.MODEL.WEIGHTS)
+    return training.train
+
+
+@contextlib.contextmanager
+def _exit_with_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        sys.exit(f"error: {e}")
+
+
+@contextlib.contextmanager
+def _exit_with_one_line_of_a_run(cfg: CfgNode) -> Iterator[None]:
+    """Of a training or an evaluation, where a ValueError would be a mistake of the program."""
+    try:
+        yield
+    except FloatingPointError as e:
+        sys.exit(
+            f"error: {one_line(e)} Lower SOLVER.BASE_LR, or look into MODEL.WEIGHTS and the data."
+        )
+    except OSError as e:
+        # A file cannot be used, and the message names it. An error of a data loader process
+        # carries the traceback of that process, and the message as its last line.
+        if e.errno == errno.ENOSPC:
+            sys.exit(f"error: OUTPUT_DIR {cfg.OUTPUT_DIR}: no space is left. Go on with --resume")
+        lines = str(e).strip().splitlines() or [one_line(e)]
+        sys.exit("error: " + lines[-1].removeprefix("OSError: "))

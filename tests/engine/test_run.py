@@ -1,0 +1,302 @@
+"""What a run of train_net.py says of mistakes, in this process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from PIL import Image
+
+from dcn_projects.data.datasets.cityscapes import load_cityscapes_label_ids
+from dcn_projects.data.datasets.warped_digits import make_dataset
+from dcn_projects.engine import main, parse_arguments, setup
+from tests.digits_data import CONFIG, SMALL, check_message
+
+
+def truncated(tmp_path):
+    path = tmp_path / "cut.pth"
+    torch.save({"model": {"x": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def own_data(datasets):
+    """
+    own_data(damage) registers the digits for training as a user would, with annotations that
+    `damage` changed, and returns the name.
+    """
+    names = []
+    folder = datasets / "digits_coco"
+    text = (folder / "annotations/instances_train.json").read_text()
+
+    def register(damage=lambda annotations: None, images=folder / "train"):
+        annotations = json.loads(text)
+        path = folder / f"mine_{len(names)}.json"
+        content = json.dumps(damage(annotations) or annotations)
+        path.write_text(content[:500] if damage is cut_off else content)
+        names.append(path.stem)
+        register_coco_instances(path.stem, {}, str(path), str(images))
+        return path.stem
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def options_for(name, output):
+    options = f"{SMALL} DATASETS.TRAIN ('{name}',) DATASETS.TEST ('{name}',) OUTPUT_DIR {output}"
+    return [*options.split(), "DATALOADER.NUM_WORKERS", "0"]
+
+
+def error_of(*args, config=CONFIG):
+    """What the program says at the end of a run in this process."""
+    flags = [a for a in args if a.startswith("--")]
+    args = [*flags, "--config-file", config, *(a for a in args if a not in flags)]
+    args = parse_arguments(args)
+    with pytest.raises(SystemExit) as e:
+        setup(args)
+        main(args)
+    return e.value.code
+
+
+GAUSSIAN = "MODEL.ROI_HEADS.NMS_TYPE gaussian"
+SCALES = "TEST.AUG.ENABLED True TEST.AUG.SCALES"
+MISTAKES = {
+    "unknown key": ("MODEL.RFCM.GAMMA 0.1", ["MODEL.RFCM"]),
+    "wrong type": ("SOLVER.BASE_LR fast", ["SOLVER.BASE_LR"]),
+    "key without value": ("SOLVER.BASE_LR", ["SOLVER.BASE_LR has no value"]),
+    "unknown data set": ("DATASETS.TRAIN ('digits_coco_trian',)", ["digits_coco_trian"]),
+    "nothing to train on": ("DATASETS.TRAIN ()", ["DATASETS.TRAIN is empty"]),
+    "no data to evaluate": (
+        "--eval-only MODEL.WEIGHTS a.pth DATASETS.TEST ()",
+        ["DATASETS.TEST is empty"],
+    ),
+    "nothing to evaluate": ("--eval-only", ["MODEL.WEIGHTS is empty"]),
+    "depth": ("MODEL.RESNETS.DEPTH 51", ["MODEL.RESNETS.DEPTH is 51"]),
+    "no such heads": ("MODEL.ROI_HEADS.NAME Heads", ["'Heads'", "ROI_HEADS"]),
+    "maps without heads": ("MODEL.ROI_HEADS.NAME StandardROIHeads", ["RFCN", "StandardROIHeads"]),
+    "heads without maps": (
+        "MODEL.META_ARCHITECTURE GeneralizedRCNN",
+        ["GeneralizedRCNN", "RFCNROIHeads"],
+    ),
+    "other classes": ("MODEL.ROI_HEADS.NUM_CLASSES 3", ["NUM_CLASSES is 3", "mine", "10 classes"]),
+    "classes of pixels": (
+        "MODEL.META_ARCHITECTURE DeepLab MODEL.ROI_HEADS.NAME StandardROIHeads",
+        ["DeepLab", "classes of pixels", "mine"],
+    ),
+    "no iterations": ("SOLVER.MAX_ITER 0", ["SOLVER.MAX_ITER is 0"]),
+    "mixed precision": ("SOLVER.AMP.ENABLED True", ["SOLVER.AMP.ENABLED", "GPU"]),
+    "patterns without their model": (
+        "MODEL.DEFORMABLE.SELECT ['*.conv2']",
+        ["DEFORMABLE.SELECT", "MODEL.DEFORMABLE.META_ARCHITECTURE RFCN"],
+    ),
+    "a key of other heads": ("MODEL.ROI_HEADS.FILL_BATCH True", ["FILL_BATCH", "MXNetROIHeads"]),
+    "divergence": ("SOLVER.BASE_LR 1e30 SOLVER.MAX_ITER 3", ["diverged", "SOLVER.BASE_LR"]),
+    "missing weights": ("MODEL.WEIGHTS nowhere/model.pth", ["MODEL.WEIGHTS", "nowhere/model.pth"]),
+    "truncated weights": ("MODEL.WEIGHTS {truncated}", ["MODEL.WEIGHTS", "cut.pth", "cut off"]),
+    "sigma": (GAUSSIAN + " MODEL.ROI_HEADS.SOFT_NMS_SIGMA -1.0", ["SOFT_NMS_SIGMA", "-1.0"]),
+    "heads without soft-NMS": (
+        GAUSSIAN + " MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME StandardROIHeads",
+        ["NMS_TYPE"],
+    ),
+    "cascade with OHEM": (
+        "MODEL.ROI_BOX_HEAD.OHEM_NUM 8 MODEL.META_ARCHITECTURE GeneralizedRCNN"
+        + " MODEL.ROI_HEADS.NAME DynamicCascadeROIHeads",
+        ["OHEM_NUM", "DynamicCascadeROIHeads"],
+    ),
+    "windows": ("TEST.WINDOW_SIZE [64]", ["TEST.WINDOW_SIZE", "[64]"]),
+    "windows of a detector": (
+        "TEST.WINDOW_SIZE [64,64] TEST.WINDOW_STRIDE [32,32]",
+        ["TEST.WINDOW_SIZE", "RFCN", "DeepLab"],
+    ),
+    "scales": (SCALES + " [480,576]", ["TEST.AUG.SCALES", "480"]),
+    "augmentation of a cascade": (
+        SCALES
+        + " [] TEST.AUG.MERGE raw MODEL.META_ARCHITECTURE GeneralizedRCNN"
+        + " MODEL.ROI_HEADS.NAME CascadeROIHeads",
+        ["TEST.AUG.MERGE"],
+    ),
+    "pooling of other heads": (
+        "MODEL.ROI_BOX_HEAD.POOLER_TYPE ModulatedDeformROIPool"
+        + " MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME OHEMROIHeads",
+        ["ROI_BOX_HEAD.POOLER_TYPE", "OHEMROIHeads", "MODEL.ROI_HEADS.NAME DeformROIHeads"],
+    ),
+    "pooling of masks by other heads": (
+        "MODEL.ROI_MASK_HEAD.POOLER_TYPE DeformROIPool MODEL.MASK_ON True"
+        + " MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME StandardROIHeads",
+        ["ROI_MASK_HEAD.POOLER_TYPE DeformROIPool", "MODEL.ROI_HEADS.NAME DeformROIHeads"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(mistake, own_data, tmp_path):
+    opts, named = MISTAKES[mistake]
+    opts = opts.format(truncated=truncated(tmp_path)).split()
+    check_message(error_of(*options_for(own_data(), tmp_path / "out"), *opts), named)
+
+
+def unknown_category(annotations):
+    annotations["annotations"][0]["category_id"] = 77
+
+
+def no_images(annotations):
+    annotations["images"], annotations["annotations"] = [], []
+
+
+def no_objects(annotations):
+    annotations["annotations"] = []
+
+
+def no_box(annotations):
+    for annotation in annotations["annotations"]:
+        del annotation["bbox"]
+
+
+def cut_off(annotations):
+    """`own_data` writes only the beginning."""
+
+
+def a_list(annotations):
+    return [annotations]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (unknown_category, "category_id=77"),
+        (no_images, "is empty"),
+        (no_objects, "No valid data"),
+        (no_box, "the box None"),
+        (cut_off, "cut off or no JSON"),
+        (a_list, "list"),
+    ],
+)
+def test_damaged_annotations(damage, message, own_data, tmp_path):
+    name = own_data(damage)
+    error = error_of(*options_for(name, tmp_path), "DATASETS.TEST", "()")
+    check_message(error, [message, ".jpg" if damage is no_box else name])
+
+
+@pytest.fixture
+def trained(tiny_model, tmp_path):
+    """Weights, and the folder of a run that can be resumed with them."""
+    weights = Path(tiny_model()[1])
+    weights.rename(tmp_path / "model_0000001.pth")
+    (tmp_path / "last_checkpoint").write_text("model_0000001.pth")
+    return tmp_path / "model_0000001.pth", tmp_path
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ("MODEL.RESNETS.DEPTH 50", "lacks backbone.res2.1.conv1.weight"),
+        ("MODEL.RFCN.DEFORM_POOL False", "the model has no score_maps.rfcn_cls_offset.weight"),
+        ("MODEL.RFCN.GROUP_SIZE 7", "rfcn_cls.weight (99, 256, 1, 1) and not (539, 256, 1, 1)"),
+    ],
+)
+@pytest.mark.parametrize("how", ["evaluate", "resume"])
+def test_weights_of_another_model(how, change, named, trained, own_data):
+    weights, folder = trained
+    if how == "evaluate":
+        options = ["--eval-only", *options_for(own_data(), folder / "out")]
+        options += ["MODEL.WEIGHTS", str(weights)]
+    else:
+        options = ["--resume", *options_for(own_data(), folder)]
+    check_message(error_of(*options, *change.split()), [str(weights), named])
+
+
+def test_resuming_needs_more_than_weights(trained, own_data):
+    weights, folder = trained
+    message = error_of("--resume", *options_for(own_data(), folder))
+    check_message(message, [str(weights), "weights alone", "MODEL.WEIGHTS"])
+
+
+def test_a_folder_that_is_used_again(trained, own_data, caplog):
+    weights, folder = trained
+    error_of(
+        *options_for(own_data(), folder), "MODEL.WEIGHTS", str(weights), "SOLVER.BASE_LR", "1e30"
+    )
+    assert f"{folder} has the checkpoints of another training" in caplog.text
+
+
+def test_training_from_another_depth(trained, own_data):
+    weights, folder = trained
+    options = [*options_for(own_data(), folder / "out"), "MODEL.WEIGHTS", str(weights)]
+    message = error_of(*options, "MODEL.RESNETS.DEPTH", "50")
+    check_message(message, [str(weights), "1 blocks in res2", "MODEL.RESNETS.DEPTH", "has 3"])
+
+
+def one_mask_less(annotations):
+    del annotations["annotations"][-1]["segmentation"]
+
+
+def test_masks_that_are_missing_are_found_before_training(own_data, tmp_path):
+    options = [*options_for(own_data(one_mask_less), tmp_path / "out"), "DATASETS.TEST", "()"]
+    error = error_of(*options, config="configs/Mask-RCNN/mask_rcnn_R_14_FPN_gn_digits.yaml")
+    check_message(error, ["an object has no mask", ".jpg"])
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_unreadable_image(workers, own_data, datasets, tmp_path):
+    images = tmp_path / "images"
+    shutil.copytree(datasets / "digits_coco/train", images)
+    for image in images.iterdir():
+        image.write_bytes(image.read_bytes()[:200])
+    options = options_for(own_data(images=images), tmp_path / "out")
+    options += ["DATALOADER.NUM_WORKERS", workers]
+    check_message(error_of(*options), [str(images), "Replace the file"])
+
+
+def test_broken_png(own_data, datasets, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for image in (datasets / "digits_coco/train").iterdir():
+        Image.open(image).save(images / image.name, format="PNG")
+        content = bytearray((images / image.name).read_bytes())
+        content[36] ^= 255
+        (images / image.name).write_bytes(content)
+    options = options_for(own_data(images=images), tmp_path / "out")
+    check_message(error_of(*options), [str(images), "broken PNG", "Replace the file"])
+
+
+@pytest.fixture
+def mistaken_labels(tmp_path):
+    """The name of a data set in the layout of Cityscapes, with labels that it does not have."""
+    make_dataset(tmp_path, "cityscapes", size=64, count_train=4, count_test=2)
+    for path in tmp_path.glob("gtFine/train/digits/*_labelIds.png"):
+        Image.fromarray(np.full((64, 64), 77, np.uint8)).save(path)
+    records = load_cityscapes_label_ids(f"{tmp_path}/leftImg8bit/train", f"{tmp_path}/gtFine/train")
+    name = f"labels_{tmp_path.name}"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(
+        stuff_classes=[f"class {k}" for k in range(19)], evaluator_type="cityscapes_sem_seg"
+    )
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def test_mistaken_labels(mistaken_labels, tmp_path):
+    """They are read in another process, whose error is one line, too."""
+    config = "configs/DeepLab/deeplab_R_14_digits.yaml"
+    options = [*options_for(mistaken_labels, tmp_path / "out"), "DATASETS.TEST", "()"]
+    error = error_of(*options, "DATALOADER.NUM_WORKERS", "1", config=config)
+    check_message(error, ["_labelIds.png has the label 77 at 4096 pixels, expected 0..33"])
+    error = error_of(*options, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "21", config=config)
+    check_message(error, ["SEM_SEG_HEAD.NUM_CLASSES is 21", mistaken_labels, "19 classes"])
+    check_message(error_of(*options), ["META_ARCHITECTURE RFCN finds objects", mistaken_labels])
+
+
+def test_missing_config_file():
+    check_message(error_of(config="configs/none.yaml"), ["configs/none.yaml"])
+
+
+def test_output_folder_that_cannot_be_made(own_data):
+    check_message(error_of(*options_for(own_data(), "/proc/nothing")), ["/proc/nothing"])
