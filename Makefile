@@ -79,7 +79,7 @@ $(DONE)/operators: $(DONE)/torch setup.py $(CSRC)
 	$(PY) setup.py build_ext --inplace
 	touch $@
 
-$(DONE)/packages: setup.py tools/install_detectron2.py | $(DONE)/operators
+$(DONE)/packages: setup.py pyproject.toml tools/install_detectron2.py | $(DONE)/operators
 	$(PIP) --no-build-isolation --editable ".[data,test]"
 	$(PY) tools/install_detectron2.py
 	# opencv-python needs libGL, which containers often lack; the other build draws no windows.

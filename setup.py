@@ -36,9 +36,6 @@ except ImportError as error:
 # Architectures to build for where no GPU is visible; later ones run the last one's PTX.
 ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0"]
 
-# Exports to ONNX, and runs what came of it.
-ONNX = ["onnx", "onnxscript", "onnxruntime"]
-
 
 def output_of(*command) -> str:
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -166,31 +163,16 @@ def operator_library():
 
 
 setup(
-    name="dcn_projects",
-    version="0.1",
-    description="Deformable convolution networks and their relatives, for detectron2",
-    python_requires=">=3.10",
-    packages=find_packages(include=["dcn_projects", "dcn_projects.*"]),
-    # The schemas, which are read where nothing is built.
-    package_data={"dcn_projects": ["layers/csrc/ops.cpp"]},
-    # detectron2 is not here: the package index does not have it under its own name, so naming it
-    # would make this unresolvable. See tools/install_detectron2.py and README.md.
-    install_requires=[
-        "torch>=2.4",
-        "torchvision",
-        "numpy",
-        "fvcore",
-        "pycocotools",
-        "opencv-python",
-        "cityscapesscripts",
-    ],
-    extras_require={
-        # scikit-learn: digits and photographs that the generated data are made of;
-        # shapely: with it detectron2 reads the polygons of Cityscapes.
-        "data": ["scikit-learn", "shapely"],
-        "onnx": ONNX,
-        "test": ["pytest", "hypothesis", *ONNX],
+    license="Apache-2.0",
+    # configs/ stays where everyone looks for it, and becomes part of the package when it is packed.
+    packages=[*find_packages(include=["dcn_projects", "dcn_projects.*"]), "dcn_projects.configs"],
+    package_dir={"dcn_projects.configs": "configs"},
+    # ops.cpp has the schemas, which are read where nothing is built.
+    package_data={
+        "dcn_projects": ["py.typed", "layers/csrc/ops.cpp"],
+        "dcn_projects.configs": ["**/*.yaml"],
     },
+    include_package_data=False,  # MANIFEST.in is for the source archive, not for the wheel
     ext_modules=[operator_library()],
     cmdclass={"build_ext": BuildOperators},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

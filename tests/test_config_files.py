@@ -1,33 +1,51 @@
-"""What all files under configs/ have in common."""
+"""Configs by name, without torch or detectron2."""
 
 from pathlib import Path
 
 import pytest
 
-from tests.config_files import BASES, LEAVES, ROOT, bases_of
+from dcn_projects import config_files
 
-MOST_LINES = 15
-MOST_BASES = 2
-MOST_LEVELS = 2
-
-
-def levels(path: Path) -> int:
-    """How many files there are one above the other over a file."""
-    return max((1 + levels(base) for base in bases_of(path)), default=0)
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+NAME = "R-FCN/rfcn_R_101_C5_voc.yaml"
 
 
-def test_there_are_leaves_and_bases():
-    assert len(LEAVES) >= 96 and len(BASES) >= 10
+def test_names_are_those_of_all_models():
+    files = {p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")}
+    bases = {name for name in files if name.rpartition("/")[2].startswith("Base-")}
+    assert config_files.config_names() == sorted(files - bases)
+    assert NAME in files and bases
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=[str(p.relative_to(ROOT)) for p in LEAVES])
-def test_leaves_are_short(path):
-    """A leaf holds what makes it itself; what it shares stands in one place."""
-    assert len(path.read_text().splitlines()) <= MOST_LINES
-    assert len(bases_of(path)) <= MOST_BASES and 1 <= levels(path) <= MOST_LEVELS
+def test_a_config_is_found_by_its_name_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert config_files.resolve_config_file(NAME) == str(CONFIGS / NAME)
 
 
-def test_bases_are_used():
-    used = {base.resolve() for path in (*LEAVES, *BASES) for base in bases_of(path)}
-    assert used == {path.resolve() for path in BASES}
-    assert all(len(bases_of(path)) <= MOST_BASES for path in BASES)
+def test_a_file_counts_before_a_name(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    own = Path(NAME)
+    own.parent.mkdir()
+    own.touch()
+    assert config_files.resolve_config_file(own) == NAME
+    assert config_files.resolve_config_file(own.resolve()) == str(own.resolve())
+
+
+def test_an_address_stays_what_it_is():
+    assert config_files.resolve_config_file("https://host/a.yaml") == "https://host/a.yaml"
+
+
+@pytest.mark.parametrize("name", ["R-FCN/rfcn_R_101_C5_vok.yaml", f"configs/{NAME}"])
+def test_an_unknown_name_is_told_with_the_nearest(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError) as error:
+        config_files.resolve_config_file(name)
+    message = str(error.value)
+    assert message.startswith(f"There is no file {name}, ") and NAME in message
+    assert "\n" not in message
+
+
+def test_a_name_that_is_near_to_none_is_told_with_the_folders():
+    message = config_files.unknown_config("q")
+    assert message.startswith("q is not a config") and "R-FCN" in message
+    assert str(CONFIGS) in message

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dcn_projects import add_dcn_config
 from dcn_projects.engine import Trainer, task_of
-from tests.config_files import LEAVES, ROOT, all_keys_of
+from tests.yaml_files import LEAVES, ROOT, all_keys_of
 
 # Many leaves that are rungs of a ladder: they are run with narrow layers, to save time.
 NARROW = ("DCNv2", "Mask-RCNN")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import dcn_projects
+
 ROOT = Path(__file__).resolve().parents[1]
 
 TORCH = """
@@ -126,7 +128,9 @@ def test_without_a_compiler_nothing_is_built(build):
 
 
 def test_more_flags_win_over_the_usual_ones(build):
-    compiler, linker = build(DCN_CXXFLAGS="-O1 '-DA=b c'").stdout.splitlines()[0].split(" | ")
+    lines = build(DCN_CXXFLAGS="-O1 '-DA=b c'").stdout.splitlines()
+    (flags,) = (line for line in lines if line.startswith("flags "))
+    compiler, linker = flags.split(" | ")
     assert compiler.startswith("flags -O3 ") and compiler.endswith(" -O1 -DA=b c")
     assert linker.endswith(" -O1 -DA=b c")
 
@@ -136,3 +140,7 @@ def test_without_torch_it_says_what_to_install(build, tmp_path):
     result = build()
     assert result.returncode != 0
     assert "pip install --no-build-isolation -e ." in result.stdout
+
+
+def test_citation_is_of_this_version():
+    assert f"\nversion: {dcn_projects.__version__}\n" in (ROOT / "CITATION.cff").read_text()
