@@ -88,7 +88,7 @@ def make_narrow(cfg):
         head.POOLER_FC_DIM = 32
     box_head.CONV_DIM = 32
     box_head.REDUCED_DIM = 32 if box_head.REDUCED_DIM else 0
-    cfg.MODEL.MIMIC.NUM_SAMPLES, cfg.MODEL.MIMIC.SIZE = 2, 64
+    cfg.MODEL.MIMIC.NUM_SAMPLES, cfg.MODEL.MIMIC.PATCH_SIZE = 2, 64
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=[str(p.relative_to(ROOT)) for p in LEAVES])

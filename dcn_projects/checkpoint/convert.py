@@ -40,7 +40,7 @@ def _convert_mxnet(path, cfg: CfgNode, shapes, training_only, boxes_normalized: 
     check_pixels(cfg, (123.15, 115.90, 103.06), (1.0, 1.0, 1.0))
     options = ModelOptions(
         bgr=cfg.INPUT.FORMAT == "BGR",
-        bins=keys.RFCN.GROUP_SIZE**2,
+        bins=keys.ROI_BOX_HEAD.POOLER_RESOLUTION**2,
         box_weights=keys.ROI_BOX_HEAD.BBOX_REG_WEIGHTS,
         rpn_box_weights=keys.RPN.BBOX_REG_WEIGHTS,
         boxes_normalized=boxes_normalized,

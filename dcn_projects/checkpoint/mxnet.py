@@ -92,13 +92,13 @@ def _networks(options: ModelOptions) -> dict[str, dict[str, Rule]]:
             **box_head,
         },
         "R-FCN": {
-            "rfcn_cls": Rule("score_maps.rfcn_cls", partial(background_last, block=bins)),
-            "rfcn_bbox": box_layer("score_maps.rfcn_bbox", bins),
+            "rfcn_cls": Rule("roi_heads.score_maps.rfcn_cls", partial(background_last, block=bins)),
+            "rfcn_bbox": box_layer("roi_heads.score_maps.rfcn_bbox", bins),
             "rfcn_cls_offset_t": Rule(
-                "score_maps.rfcn_cls_offset", partial(background_last, block=2 * bins)
+                "roi_heads.score_maps.rfcn_cls_offset", partial(background_last, block=2 * bins)
             ),
-            "rfcn_bbox_offset_t": Rule("score_maps.rfcn_bbox_offset"),
-            "conv_new_1": Rule("score_maps.conv_new"),
+            "rfcn_bbox_offset_t": Rule("roi_heads.score_maps.rfcn_bbox_offset"),
+            "conv_new_1": Rule("roi_heads.score_maps.conv_new"),
             "rpn_conv_3x3": Rule(_RPN + "conv"),
             **rpn,
         },

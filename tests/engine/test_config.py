@@ -13,7 +13,7 @@ MISTAKES = {
     "_BASE_: config.yaml": "its own base",
     "MODEL: {RFCM: 1}": "MODEL.RFCM",
     "MODEL: {MASK_ON: 7": "line 1",
-    "MODEL:\n  RFCN: {GAMMA: much}": "MODEL.RFCN.GAMMA",
+    "MODEL:\n  ROI_BOX_HEAD: {POOLER_GAMMA: much}": "MODEL.ROI_BOX_HEAD.POOLER_GAMMA",
 }
 
 
@@ -36,9 +36,16 @@ def test_missing_base(tmp_path):
 
 def test_overrides(tmp_path):
     path = tmp_path / "config.yaml"
-    path.write_text("MODEL:\n  RFCN: {GAMMA: 0.2}")
-    cfg = read_config(str(path), ["MODEL.RFCN.GROUP_SIZE", "3"])
-    assert (cfg.MODEL.RFCN.GAMMA, cfg.MODEL.RFCN.GROUP_SIZE) == (0.2, 3)
-    for opts in (["MODEL.RFCN.GAMMA.X", "3"], ["MODEL.RFCN.GAMA", "3"], ["MODEL.RFCN.GAMMA"]):
+    path.write_text("MODEL:\n  ROI_BOX_HEAD: {POOLER_GAMMA: 0.2}")
+    cfg = read_config(str(path), ["MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", "3"])
+    assert (cfg.MODEL.ROI_BOX_HEAD.POOLER_GAMMA, cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION) == (
+        0.2,
+        3,
+    )
+    for opts in (
+        ["MODEL.MIMIC.MIN_BOX.X", "3"],
+        ["MODEL.MIMIC.MINBOX", "3"],
+        ["MODEL.MIMIC.MIN_BOX"],
+    ):
         with pytest.raises(ValueError, match="config.yaml: "):
             read_config(str(path), opts)
