@@ -3,7 +3,9 @@ from collections.abc import Callable
 from detectron2.config import CfgNode as CN
 from detectron2.projects.deeplab import add_deeplab_config as add_detectron2_deeplab_config
 
-__all__ = ["add_dcn_config", "reads"]
+__all__ = ["add_dcn_config", "reads", "register_config"]
+
+_REGISTERED = []  # functions of users' own packages that add keys
 
 
 def reads(*keys: str) -> Callable:
@@ -23,8 +25,23 @@ def reads(*keys: str) -> Callable:
     return declare
 
 
+def register_config(add_keys: Callable[[CN], None]) -> Callable[[CN], None]:
+    """
+    Have `add_dcn_config` call a function that adds the keys of a model outside this package, so
+    that all programs know them. It is used as a decorator of the function.
+
+    Args:
+        add_keys: adds keys to a config, in place
+    """
+    _REGISTERED.append(add_keys)
+    return add_keys
+
+
 def add_dcn_config(cfg: CN) -> None:
-    """Add every key of this project to a detectron2 config, in place, with its default."""
+    """
+    Add every key of this project to a detectron2 config, in place, with its default; and those of
+    users' own packages that were registered with `register_config`.
+    """
     add_deform_resnet_config(cfg)
     add_deformable_config(cfg)
     add_rpn_config(cfg)
@@ -38,6 +55,8 @@ def add_dcn_config(cfg: CN) -> None:
     add_test_augmentation_config(cfg)
     add_solver_config(cfg)
     add_data_loader_config(cfg)
+    for add_keys in _REGISTERED:
+        add_keys(cfg)
 
 
 def add_deform_resnet_config(cfg: CN) -> None:

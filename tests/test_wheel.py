@@ -94,7 +94,7 @@ def test_source_archive_has_what_is_built_and_tested(source):
     for folder, pattern in [("configs", "*"), ("dcn_projects", "*.[chp]*"), ("tests", "*.py")]:
         packed = {f for f in files(ROOT / folder, pattern) if not f.endswith((".pyc", ".so"))}
         assert packed and files(source / folder, pattern) == packed
-    for name in ["setup.py", "pyproject.toml", "README.md", "Makefile", "train_net.py"]:
+    for name in ["setup.py", "pyproject.toml", "README.md", "NOTICE", "Makefile", "train_net.py"]:
         assert (source / name).read_bytes() == (ROOT / name).read_bytes()
 
 
@@ -113,6 +113,7 @@ def test_metadata(installed):
     assert metadata["Version"] == dcn_projects.__version__
     assert metadata["Name"].replace("-", "_") == "dcn_projects"
     assert metadata["License"] == "Apache-2.0" and metadata["Requires-Python"] == ">=3.10"
+    assert (ROOT / "LICENSE").read_text() in [f.read_text() for f in folder.rglob("LICENSE")]
     requires = [line.split(";")[0].strip() for line in metadata.get_all("Requires-Dist")]
     assert "torch>=2.4" in requires
     assert not [line for line in requires if line.startswith("detectron2")]  # not on the index
@@ -153,7 +154,7 @@ def test_importing_the_package_or_naming_a_config_imports_neither_torch_nor_dete
 
 def test_layers_need_torch_and_torchvision_alone(python):
     text = python(
-        f"{BLOCK}['detectron2', 'fvcore', 'iopath', 'cv2', 'pycocotools', 'yaml', 'tabulate']\n"
+        f"{BLOCK}['detectron2', 'fvcore', 'iopath', 'yacs', 'cv2', 'pycocotools']\n"
         "import torch\n"
         "from dcn_projects.layers import deform_conv\n"
         "x = torch.arange(9.0).view(1, 1, 3, 3)\n"

@@ -29,6 +29,7 @@ from dcn_projects.solver import build_optimizer
 from .check_config import check_classes
 from .metric_printer import MetricPrinter
 from .offset_statistics import OffsetStatistics
+from .resumed_optimizer import in_own_order
 from .tasks import task_of
 
 __all__ = ["Trainer"]
@@ -39,6 +40,12 @@ class _Checkpointer(DetectionCheckpointer):
 
     def save(self, name: str, **kwargs) -> None:
         super().save(name, training_only=sorted(training_only_names(self.model)), **kwargs)
+
+    def _load_model(self, checkpoint):
+        # The trainer, which is loaded next, does not see the model of the checkpoint.
+        if "_trainer" in checkpoint.get("trainer", {}):
+            checkpoint["trainer"]["_trainer"]["parameters"] = list(checkpoint["model"])
+        return super()._load_model(checkpoint)
 
 
 class Trainer(DefaultTrainer):
@@ -105,7 +112,14 @@ class Trainer(DefaultTrainer):
                 )
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:  # not in checkpoints that were made without the above
-            self._trainer.load_state_dict(state_dict["_trainer"])
+            inner = dict(state_dict["_trainer"])
+            inner["optimizer"] = in_own_order(
+                inner["optimizer"],
+                inner.pop("parameters"),
+                self._trainer.optimizer,
+                self.checkpointer.model,
+            )
+            self._trainer.load_state_dict(inner)
 
     def resume_or_load(self, resume=True):
         """As in DefaultTrainer. With EXACT_RESUME the images are those of the next iteration."""

@@ -1,3 +1,3 @@
-from .build import build_optimizer
+from .build import build_optimizer, old_name
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_optimizer", "old_name"]

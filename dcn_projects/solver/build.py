@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import maybe_add_gradient_clipping
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_optimizer", "old_name"]
 
 # How names of parameters were before version 0.2: regular expression of a name now -> the old name.
 _OLD_NAMES = {
@@ -69,16 +69,17 @@ def _match_patterns(patterns: Iterable[str], names: list[str]) -> dict[str, set[
     for pattern in patterns:
         matches[pattern] = {name for name in names if re.search(pattern, name)}
         if not matches[pattern]:
-            matches[pattern] = {name for name in names if re.search(pattern, _old_name(name))}
+            matches[pattern] = {name for name in names if re.search(pattern, old_name(name))}
             if matches[pattern]:
                 logging.getLogger(__name__).info(
                     f"SOLVER.LR_FACTORS: {pattern!r} matches old names of parameters, such as "
-                    f"{_old_name(min(matches[pattern]))}, which is {min(matches[pattern])} now"
+                    f"{old_name(min(matches[pattern]))}, which is {min(matches[pattern])} now"
                 )
     return matches
 
 
-def _old_name(name: str) -> str:
+def old_name(name: str) -> str:
+    """The name that a parameter had before version 0.2."""
     for new, old in _OLD_NAMES.items():
         name = re.sub(new, old, name)
     return name
