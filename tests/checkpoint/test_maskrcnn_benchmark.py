@@ -175,7 +175,9 @@ def source(model):
 
 
 def test_anchors_of_a_generator_that_has_ratios_first(tmp_path):
-    original, cfg = narrow("C4 Faster", "MODEL.ANCHOR_GENERATOR.NAME", "MXNetAnchorGenerator")
+    original, cfg = narrow(
+        "C4 Faster", "MODEL.ANCHOR_GENERATOR.NAME", "PyFasterRCNNAnchorGenerator"
+    )
     arrays = random_arrays(original.parameters())
     check_outputs(original, convert(cfg, arrays, tmp_path), arrays)
 
