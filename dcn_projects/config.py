@@ -3,6 +3,8 @@ from collections.abc import Callable
 from detectron2.config import CfgNode as CN
 from detectron2.projects.deeplab import add_deeplab_config as add_detectron2_deeplab_config
 
+from .config_renames import register_renames
+
 __all__ = ["add_dcn_config", "reads", "register_config"]
 
 _REGISTERED = []  # functions of users' own packages that add keys
@@ -45,7 +47,6 @@ def add_dcn_config(cfg: CN) -> None:
     add_deform_resnet_config(cfg)
     add_deformable_config(cfg)
     add_rpn_config(cfg)
-    add_rfcn_config(cfg)
     add_roi_pooling_config(cfg)
     add_deeplab_config(cfg)
     add_box_head_config(cfg)
@@ -56,6 +57,7 @@ def add_dcn_config(cfg: CN) -> None:
     add_test_augmentation_config(cfg)
     add_solver_config(cfg)
     add_data_loader_config(cfg)
+    register_renames(cfg)
     for add_keys in _REGISTERED:
         add_keys(cfg)
 
@@ -110,30 +112,19 @@ def add_rpn_config(cfg: CN) -> None:
     cfg.MODEL.RPN.IMAGE_STRIDE = 1
 
 
-def add_rfcn_config(cfg: CN) -> None:
-    """R-FCN (arXiv 1605.06409) and Deformable R-FCN (arXiv 1703.06211)."""
-    cfg.MODEL.RFCN = CN()
-    # Channels of the 1x1 convolution between res5 and the score maps.
-    cfg.MODEL.RFCN.CONV_DIM = 1024
-    # k: a RoI is cut into k x k bins, and every class has k x k score maps.
-    cfg.MODEL.RFCN.GROUP_SIZE = 7
-    # Deformable position-sensitive RoI pooling in place of R-FCN's averaged bins.
-    cfg.MODEL.RFCN.DEFORM_POOL = False
-    # Samples per side of a bin, and gamma, the fraction of the RoI size that an offset of 1
-    # stands for. Both only used by deformable pooling.
-    cfg.MODEL.RFCN.SAMPLING_RATIO = 4
-    cfg.MODEL.RFCN.GAMMA = 0.1
-
-
 def add_roi_pooling_config(cfg: CN) -> None:
     """
-    Keys of the RoI pooling of `DeformROIHeads` and `MXNetROIHeads`, in the box and the mask head.
-    POOLER_TYPE may there also be "DeformROIPool" (arXiv 1703.06211) or "ModulatedDeformROIPool"
-    (arXiv 1811.11168), with POOLER_SAMPLING_RATIO samples along each side of a bin, and "ROIPool"
-    is the maximum with the original's rounding.
+    Keys of the RoI pooling of `DeformROIHeads` and the heads that are built on it, in the box and
+    the mask head. POOLER_TYPE may there also be "DeformROIPool" (arXiv 1703.06211) or
+    "ModulatedDeformROIPool" (arXiv 1811.11168), with POOLER_SAMPLING_RATIO samples along each side
+    of a bin, and "ROIPool" is the maximum with the original's rounding.
+
+    R-FCN (arXiv 1605.06409), in `RFCNROIHeads`, has the same keys of the box head. Its POOLER_TYPE
+    is "PSROIPool" or "DeformPSROIPool" (arXiv 1703.06211, Sec. 2.2), and its POOLER_RESOLUTION k: a
+    RoI is cut into k x k bins, and every class has k x k score maps.
     """
     # Channels of the 1x1 convolution between feature map and RoI pooling, one for box and mask head
-    # together; 0 has none.
+    # together; 0 has none. In R-FCN, which needs it, it stands before the score maps.
     cfg.MODEL.ROI_BOX_HEAD.REDUCED_DIM = 0
     for head in (cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_MASK_HEAD):
         # gamma: the fraction of the RoI size that an offset of 1 stands for.
@@ -172,10 +163,10 @@ def add_box_head_config(cfg: CN) -> None:
 
 def add_ohem_config(cfg: CN) -> None:
     """
-    Online hard example mining (arXiv 1604.03540), in all box heads of this project but those of
-    the cascade.
+    Online hard example mining (arXiv 1604.03540), in all box heads of this project.
     """
-    # RoIs kept per image: those of the largest loss. 0 keeps all that were sampled.
+    # RoIs kept per image, in a cascade by each stage: those of the largest loss. 0 keeps all that
+    # were sampled.
     cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM = 0
     # The box loss, too, sees the kept RoIs only. False: they are chosen by cross entropy, for the
     # cross entropy alone, and the box loss sees all, as in TreB1eN's PyTorch code of DCNv2.
@@ -188,10 +179,10 @@ def add_mimic_config(cfg: CN) -> None:
     # Foreground RoIs drawn per image; all, where there are fewer.
     cfg.MODEL.MIMIC.NUM_SAMPLES = 32
     # Side of the patch, in pixels, to which the image inside a RoI is scaled.
-    cfg.MODEL.MIMIC.SIZE = 224
+    cfg.MODEL.MIMIC.PATCH_SIZE = 224
     # Weights of 1 - cosine and of the cross entropy of the patches.
-    cfg.MODEL.MIMIC.WEIGHT_COS = 0.1
-    cfg.MODEL.MIMIC.WEIGHT_CLS = 0.1
+    cfg.MODEL.MIMIC.COS_WEIGHT = 0.1
+    cfg.MODEL.MIMIC.CLS_WEIGHT = 0.1
     # RoIs whose width or height is not above this many pixels are left out. 16 in TreB1eN's code.
     cfg.MODEL.MIMIC.MIN_BOX = 0
     # Only the detector learns from the cosine, not the branch of the patches.
@@ -203,23 +194,25 @@ def add_mimic_config(cfg: CN) -> None:
 
 def add_dynamic_rcnn_config(cfg: CN) -> None:
     """
-    Dynamic R-CNN (arXiv 2004.06002), in `DynamicROIHeads` and `DynamicCascadeROIHeads`. The names
-    of the keys are those of the authors' code.
+    Dynamic R-CNN (arXiv 2004.06002), in `DeformROIHeads` and all heads that combine with it.
     """
     cfg.MODEL.DYNAMIC_RCNN = CN()
+    # Whether the heads are dynamic. DynamicROIHeads and DynamicCascadeROIHeads always are.
+    cfg.MODEL.DYNAMIC_RCNN.ENABLED = False
     # Dynamic label assignment: the IoU from which a proposal is foreground follows the proposals.
     # Without it, that is ROI_HEADS.IOU_THRESHOLDS.
     cfg.MODEL.DYNAMIC_RCNN.DLA = True
     # Dynamic SmoothL1 loss: beta of the box loss follows the regression errors of the proposals.
     # Without it, that is ROI_BOX_HEAD.SMOOTH_L1_BETA.
     cfg.MODEL.DYNAMIC_RCNN.DSL = True
-    # K_I and K_beta: of the proposals of an iteration, the KI-th largest IoU and the KE-th smallest
-    # regression error are recorded. Ranks of one image: two images of a process have twice these.
-    cfg.MODEL.DYNAMIC_RCNN.KI = 75
-    cfg.MODEL.DYNAMIC_RCNN.KE = 10
+    # K_I and K_beta: of the proposals of an iteration, the K_I-th largest IoU and the K_beta-th
+    # smallest regression error are recorded. Ranks of one image: two images of a process have twice
+    # these.
+    cfg.MODEL.DYNAMIC_RCNN.IOU_TOPK = 75
+    cfg.MODEL.DYNAMIC_RCNN.ERROR_TOPK = 10
     # C: so many iterations make a window. At its end the mean of the IoUs is the new threshold,
     # and the median of the errors the new beta.
-    cfg.MODEL.DYNAMIC_RCNN.ITERATION_COUNT = 100
+    cfg.MODEL.DYNAMIC_RCNN.UPDATE_PERIOD = 100
     # The threshold at the start, unless MODEL.WEIGHTS has one, and the lowest one ever. A cascade
     # takes its IOUS instead.
     cfg.MODEL.DYNAMIC_RCNN.WARMUP_IOU = 0.4

@@ -13,7 +13,8 @@ SMALL = (
     "TEST.DETECTIONS_PER_IMAGE 5"
 ).split()
 PLAIN = (
-    "MODEL.RESNETS.DEFORM_ON_PER_STAGE [False,False,False,False] MODEL.RFCN.DEFORM_POOL False"
+    "MODEL.RESNETS.DEFORM_ON_PER_STAGE [False,False,False,False] "
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE PSROIPool"
 ).split()
 
 

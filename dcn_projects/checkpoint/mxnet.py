@@ -1,11 +1,11 @@
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from .rules import (
+from .conversion_rules import (
     Rule,
     apply_rules,
     background_last,
@@ -92,13 +92,13 @@ def _networks(options: ModelOptions) -> dict[str, dict[str, Rule]]:
             **box_head,
         },
         "R-FCN": {
-            "rfcn_cls": Rule("score_maps.rfcn_cls", partial(background_last, block=bins)),
-            "rfcn_bbox": box_layer("score_maps.rfcn_bbox", bins),
+            "rfcn_cls": Rule("roi_heads.score_maps.rfcn_cls", partial(background_last, block=bins)),
+            "rfcn_bbox": box_layer("roi_heads.score_maps.rfcn_bbox", bins),
             "rfcn_cls_offset_t": Rule(
-                "score_maps.rfcn_cls_offset", partial(background_last, block=2 * bins)
+                "roi_heads.score_maps.rfcn_cls_offset", partial(background_last, block=2 * bins)
             ),
-            "rfcn_bbox_offset_t": Rule("score_maps.rfcn_bbox_offset"),
-            "conv_new_1": Rule("score_maps.conv_new"),
+            "rfcn_bbox_offset_t": Rule("roi_heads.score_maps.rfcn_bbox_offset"),
+            "conv_new_1": Rule("roi_heads.score_maps.conv_new"),
             "rpn_conv_3x3": Rule(_RPN + "conv"),
             **rpn,
         },
@@ -172,7 +172,10 @@ def _find_rule(name: str, layers: dict[str, Rule], backbone: str, bgr: bool) -> 
 
 
 def convert_mxnet(
-    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], options: ModelOptions
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    options: ModelOptions,
+    training_only: Collection[str] = (),
 ) -> tuple[str, dict[str, np.ndarray]]:
     """
     Turn the arrays of a network of the MXNet code of Deformable ConvNets, or of the ResNet that
@@ -187,9 +190,11 @@ def convert_mxnet(
         arrays: "arg:NAME" or "aux:NAME" -> array
         shapes: name -> shape of every parameter and buffer of the model
         options: of the model
+        training_only: names in `shapes` of what only training reads, which no source needs to have
     Returns:
-        the name of the network, and name -> array, float32, of everything in `shapes`; from an
-        ImageNet classifier only its ResNet, without the offset layers, which it does not have
+        the name of the network, and name -> array, float32, of everything in `shapes` that
+        inference reads; from an ImageNet classifier only its ResNet, without the offset layers,
+        which it does not have
     Raises:
         ValueError: if anything is unknown, missing or misshapen, see `apply_rules`
     """
@@ -200,7 +205,7 @@ def convert_mxnet(
         if not layers or f"arg:{next(iter(layers))}_weight" in arrays
     )
     backbone, _ = resnet_prefixes(shapes)
-    expected = expected_parameters(shapes, resnet_only=network == _CLASSIFIER)
+    expected = expected_parameters(shapes, training_only, resnet_only=network == _CLASSIFIER)
     unfit = []
     detecting = _detecting_boxes(arrays, layers, options, unfit)
 

@@ -1,4 +1,4 @@
-from .anchor_generator import MXNetAnchorGenerator
+from .anchor_generator import MXNetAnchorGenerator, PyFasterRCNNAnchorGenerator
 from .backbone import (
     DeformBottleneckBlock,
     build_deform_resnet_backbone,
@@ -7,9 +7,7 @@ from .backbone import (
     build_mxnet_resnet_fpn_backbone,
     build_tensorpack_resnet_fpn_backbone,
 )
-from .dynamic_training import DynamicTraining
-from .losses import DynamicSmoothL1
-from .matcher import DynamicMatcher
+from .dynamic_rcnn import DynamicMatcher, DynamicSmoothL1, DynamicTraining
 from .meta_arch import (
     RFCN,
     DeepLab,
@@ -20,29 +18,33 @@ from .meta_arch import (
     build_model,
     meta_architecture,
 )
-from .modulated_pooler import ModulatedDeformROIPooler
-from .poolers import DeformROIPooler, MaxROIPooler
+from .poolers import DeformROIPooler, LevelPooler, ModulatedDeformROIPooler
 from .proposal_generator import MXNetRPN, MXNetRPNHead
 from .roi_heads import (
+    BoxOutputLayers,
+    CombinedROIHeads,
+    DeformCascadeROIHeads,
     DeformROIHeads,
     DynamicCascadeROIHeads,
     DynamicROIHeads,
     MXNetBoxHead,
+    MXNetOutputLayers,
     MXNetROIHeads,
-    OHEMFastRCNNOutputLayers,
     OHEMROIHeads,
     RFCNROIHeads,
-    SoftNMSFastRCNNOutputLayers,
     TensorpackBoxHead,
     TensorpackMaskHead,
 )
-from .sem_seg_augmentation import SemSegTTA
+from .sem_seg_test_time_augmentation import SemSegTTA
 from .test_time_augmentation import MultiScaleTTA
 
 __all__ = [
+    "BoxOutputLayers",
+    "CombinedROIHeads",
     "DeepLab",
     "DeepLabHead",
     "DeformBottleneckBlock",
+    "DeformCascadeROIHeads",
     "DeformROIHeads",
     "DeformROIPooler",
     "DynamicCascadeROIHeads",
@@ -50,22 +52,22 @@ __all__ = [
     "DynamicROIHeads",
     "DynamicSmoothL1",
     "DynamicTraining",
+    "LevelPooler",
     "MXNetAnchorGenerator",
     "MXNetBoxHead",
     "MXNetRCNN",
+    "MXNetOutputLayers",
     "MXNetROIHeads",
     "MXNetRPN",
     "MXNetRPNHead",
-    "MaxROIPooler",
     "MimicRCNN",
     "ModulatedDeformROIPooler",
     "MultiScaleTTA",
-    "OHEMFastRCNNOutputLayers",
     "OHEMROIHeads",
+    "PyFasterRCNNAnchorGenerator",
     "RFCN",
     "RFCNROIHeads",
     "SemSegTTA",
-    "SoftNMSFastRCNNOutputLayers",
     "TensorpackBoxHead",
     "TensorpackMaskHead",
     "build_deform_resnet_backbone",

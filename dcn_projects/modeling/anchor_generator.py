@@ -5,17 +5,17 @@ from detectron2.modeling.anchor_generator import (
     DefaultAnchorGenerator,
 )
 
-__all__ = ["MXNetAnchorGenerator"]
+__all__ = ["MXNetAnchorGenerator", "PyFasterRCNNAnchorGenerator"]
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
-class MXNetAnchorGenerator(DefaultAnchorGenerator):
+class PyFasterRCNNAnchorGenerator(DefaultAnchorGenerator):
     """
-    Anchors of py-faster-rcnn and the MXNet code of Deformable ConvNets: a box of the size of a
-    cell takes each aspect ratio with whole-numbered sides (23x12, 16x16, 11x22 at stride 16) and is
-    then scaled. They are ordered by ratio first. Use MODEL.ANCHOR_GENERATOR.OFFSET 0.5, which
-    centres the anchors of cell (0, 0) of a stride 16 map on (8, 8), in detectron2's box
-    coordinates.
+    Anchors of py-faster-rcnn, which the MXNet code of Deformable ConvNets, maskrcnn-benchmark and
+    older versions of tensorpack have, too: a box of the size of a cell takes each aspect ratio with
+    whole-numbered sides (23x12, 16x16, 11x22 at stride 16) and is then scaled. They are ordered by
+    ratio first. Use MODEL.ANCHOR_GENERATOR.OFFSET 0.5, which centres the anchors of cell (0, 0) of
+    a stride 16 map on (8, 8), in detectron2's box coordinates.
     """
 
     def _calculate_anchors(self, sizes, aspect_ratios):
@@ -39,3 +39,8 @@ class MXNetAnchorGenerator(DefaultAnchorGenerator):
                 x, y = 0.5 * width * size / stride, 0.5 * height * size / stride
                 anchors.append([-x, -y, x, y])
         return torch.tensor(anchors)
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class MXNetAnchorGenerator(PyFasterRCNNAnchorGenerator):
+    """The older name of PyFasterRCNNAnchorGenerator, in configs of 0.1."""

@@ -1,10 +1,13 @@
+import contextlib
+
 from detectron2.layers import batched_nms
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from dcn_projects.layers import batched_soft_nms
 
-__all__ = ["box_nms", "detections_above", "soft_nms_options"]
+__all__ = ["box_nms", "detections_above", "soft_nms_options", "without_nms"]
 
 METHODS = ("hard", "linear", "gaussian")
 
@@ -112,3 +115,20 @@ def box_nms(
     kept = detections[keep]
     kept.scores = new_scores
     return kept, keep
+
+
+@contextlib.contextmanager
+def without_nms(outputs: FastRCNNOutputLayers):
+    """
+    Within this context these outputs, or a cascade whose last ones they are, detect everything that
+    scores above `test_score_thresh`: no overlap is above an IoU of 1, and nothing is cut off.
+    """
+    off = {"test_nms_thresh": 2.0, "test_topk_per_image": -1}
+    if hasattr(outputs, "nms_type"):
+        off["nms_type"] = "hard"
+    before = {name: getattr(outputs, name) for name in off}
+    vars(outputs).update(off)
+    try:
+        yield
+    finally:
+        vars(outputs).update(before)

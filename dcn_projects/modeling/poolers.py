@@ -1,26 +1,36 @@
-from collections.abc import Sequence
+"""
+RoI pooling from one feature map, or from the level of a pyramid that fits a RoI's size: of an area
+of s^2 pixels, that is floor(canonical_level + log2(s / canonical_box_size)) (arXiv 1612.03144,
+Eq. 1).
+"""
+
+from collections.abc import Iterable, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling.poolers import ROIPooler
+from detectron2.modeling.poolers import (
+    ROIPooler,
+    assign_boxes_to_levels,
+    convert_boxes_to_pooler_format,
+)
+from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torchvision.ops import roi_pool
 
 from dcn_projects.layers import DeformROIPool
 from dcn_projects.layers.pair import IntPair, pair
 
-from .modulated_pooler import ModulatedDeformROIPooler
-
 __all__ = [
     "DeformROIPooler",
-    "MaxROIPooler",
-    "OffsetROIPool",
+    "LevelPooler",
+    "ModulatedDeformROIPooler",
+    "ROIPool",
     "build_roi_pooler",
 ]
 
 
-class MaxROIPool(nn.Module):
+class ROIPool(nn.Module):
     """
     RoI pooling of Fast R-CNN (arXiv 1504.08083, Sec. 2.1) with the rounding of its original: the
     first and the last pixel of a RoI are scaled and rounded to cells, halves away from zero, and
@@ -56,7 +66,7 @@ class MaxROIPool(nn.Module):
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale}"
 
 
-class OffsetROIPool(nn.Module):
+class DeformROIPoolWithOffsets(nn.Module):
     """
     Deformable RoI pooling with the layer that predicts its offsets (arXiv 1703.06211, Sec. 2.2 and
     Fig. 3): a fully connected layer reads what is pooled without offsets, and the same RoIs are
@@ -100,31 +110,31 @@ class OffsetROIPool(nn.Module):
         return self.pool(input, rois, offset)
 
 
-class MaxROIPooler(ROIPooler):
-    """
-    detectron2's pooler of type "ROIPool" with the rounding of the original: RoIs end at their last
-    pixel. It pools from one feature map, or from the level of a pyramid that fits a RoI's size.
-    """
+class LevelPooler(ROIPooler):
+    """detectron2's pooler, with pooling that it does not know."""
 
     def __init__(
         self,
         output_size: IntPair,
         scales: Sequence[float],
-        canonical_box_size: int = 224,
-        canonical_level: int = 4,
+        level_poolers: Iterable[nn.Module],
+        **canonical,
     ):
-        """Arguments of detectron2's ROIPooler."""
-        canonical = dict(canonical_box_size=canonical_box_size, canonical_level=canonical_level)
+        """
+        Args:
+            output_size, scales: as in detectron2's ROIPooler
+            level_poolers: one for each of `scales`, called with a feature map and RoIs (R, 5)
+            canonical: `canonical_box_size` and `canonical_level` of ROIPooler
+        """
         super().__init__(output_size, scales, 0, "ROIPool", **canonical)
-        self.level_poolers = nn.ModuleList(MaxROIPool(output_size, scale) for scale in scales)
+        self.level_poolers = nn.ModuleList(level_poolers)
 
 
-class DeformROIPooler(ROIPooler):
+class DeformROIPooler(LevelPooler):
     """
-    detectron2's pooler with deformable RoI pooling (arXiv 1703.06211, Sec. 2.2). It pools from one
-    feature map, or from the level of a pyramid that fits a RoI's size; each level has an offset
-    layer of its own, `level_poolers.<i>.offset_fc`. In the original these layers learn at 0.01 of
-    the rate of the others: use SOLVER.LR_FACTORS.
+    Deformable RoI pooling (arXiv 1703.06211, Sec. 2.2). Each level has an offset layer of its own,
+    `level_poolers.<i>.offset_fc`. In the original these layers learn at 0.01 of the rate of the
+    others: use SOLVER.LR_FACTORS.
     """
 
     def __init__(
@@ -134,22 +144,121 @@ class DeformROIPooler(ROIPooler):
         in_channels: int,
         sampling_ratio: int = 4,
         gamma: float = 0.1,
-        canonical_box_size: int = 224,
-        canonical_level: int = 4,
+        **canonical,
     ):
         """
         Args:
             in_channels: channels of each feature map
             sampling_ratio: samples along each side of a bin
             gamma: fraction of the size of the RoI that an offset of 1 stands for
-            others: as in detectron2's ROIPooler
+            others: as in LevelPooler
         """
-        canonical = dict(canonical_box_size=canonical_box_size, canonical_level=canonical_level)
-        super().__init__(output_size, scales, 0, "ROIPool", **canonical)
-        self.level_poolers = nn.ModuleList(
-            OffsetROIPool(output_size, scale, in_channels, sampling_ratio, gamma)
-            for scale in scales
+        of_level = in_channels, sampling_ratio, gamma
+        levels = [DeformROIPoolWithOffsets(output_size, scale, *of_level) for scale in scales]
+        super().__init__(output_size, scales, levels, **canonical)
+
+
+class OffsetMaskBranch(nn.Sequential):
+    """
+    The layers that predict offsets and mask of modulated deformable RoI pooling (arXiv 1811.11168,
+    Sec. 3.3): two fully connected layers with ReLU, and one of 3K outputs for the K bins, which
+    starts at zero. Its first 2K outputs are the offsets, a plane of x and a plane of y, the last K
+    are the logits of the mask.
+    """
+
+    def __init__(self, in_channels: int, output_size: tuple[int, int], fc_dim: int):
+        """
+        Args:
+            in_channels: C
+            output_size: (height, width), number of bins
+            fc_dim: width of the two hidden layers
+        """
+        bins = output_size[0] * output_size[1]
+        hidden = nn.Linear(in_channels * bins, fc_dim), nn.Linear(fc_dim, fc_dim)
+        last = nn.Linear(fc_dim, 3 * bins)
+        super().__init__(hidden[0], nn.ReLU(), hidden[1], nn.ReLU(), last)
+        self.output_size = output_size
+        for layer in hidden:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            pooled: (R, C, height, width), pooled without offsets
+        Returns:
+            Tensor, Tensor: offset (R, 2, height, width), mask (R, 1, height, width) in (0, 1)
+        """
+        planes = super().forward(pooled.flatten(1)).view(-1, 3, *self.output_size)
+        return planes[:, :2], planes[:, 2:].sigmoid()
+
+
+class ModulatedDeformROIPooler(LevelPooler):
+    """
+    Modulated deformable RoI pooling (arXiv 1811.11168, Eq. 2): offsets and masks of the bins are
+    predicted from what is pooled without them. There is one `offset_mask_fc` for all levels, or one
+    for each.
+    """
+
+    def __init__(
+        self,
+        output_size: IntPair,
+        scales: Sequence[float],
+        in_channels: int,
+        sampling_ratio: int = 2,
+        gamma: float = 0.1,
+        fc_dim: int = 1024,
+        share_levels: bool = True,
+        **canonical,
+    ):
+        """
+        Args:
+            in_channels: channels of each feature map
+            sampling_ratio: samples along each side of a bin
+            gamma: fraction of the size of the RoI that an offset of 1 stands for
+            fc_dim: width of the hidden layers that predict offsets and masks
+            share_levels: one set of these layers for all feature maps, or one for each
+            others: as in LevelPooler
+        """
+        levels = [DeformROIPool(output_size, scale, sampling_ratio, gamma) for scale in scales]
+        super().__init__(output_size, scales, levels, **canonical)
+        self.offset_mask_fc = nn.ModuleList(
+            OffsetMaskBranch(in_channels, pair(output_size), fc_dim)
+            for _ in range(1 if share_levels else len(scales))
         )
+
+    def forward(self, x: list[Tensor], box_lists: list[Boxes]) -> Tensor:
+        """
+        Args:
+            x: feature maps, (N, C, H, W) each, finest first
+            box_lists: N boxes in input pixels
+        Returns:
+            Tensor: (R, C, height, width), the RoIs of the first image first
+        """
+        rois = convert_boxes_to_pooler_format(box_lists)
+        levels = torch.zeros(len(rois), dtype=torch.long, device=rois.device)
+        if len(x) > 1:
+            levels = assign_boxes_to_levels(
+                box_lists,
+                self.min_level,
+                self.max_level,
+                self.canonical_box_size,
+                self.canonical_level,
+            )
+        pooled = x[0].new_zeros(len(rois), x[0].shape[1], *pair(self.output_size))
+        for i, level in enumerate(x):  # also those without RoIs, so that all take part in gradients
+            rows = (levels == i).nonzero()[:, 0]
+            pooled = pooled.index_put((rows,), self._pool(i, level, rois[rows]))
+        return pooled
+
+    def _pool(self, level: int, x: Tensor, rois: Tensor) -> Tensor:
+        pool = self.level_poolers[level]
+        predict = self.offset_mask_fc[level if len(self.offset_mask_fc) > 1 else 0]
+        rois = rois.to(torch.promote_types(x.dtype, rois.dtype))
+        offset, mask = predict(pool(x, rois))
+        return pool(x, rois, offset, mask)
 
 
 def build_roi_pooler(cfg: CfgNode, head: str, shapes: Sequence[ShapeSpec]) -> ROIPooler:
@@ -164,36 +273,33 @@ def build_roi_pooler(cfg: CfgNode, head: str, shapes: Sequence[ShapeSpec]) -> RO
         ValueError: for another type, or numbers with which it cannot pool
     """
     keys = cfg.MODEL[head]
-    if keys.POOLER_RESOLUTION < 1:
+    kind, output_size = keys.POOLER_TYPE, keys.POOLER_RESOLUTION
+    if output_size < 1:
+        raise ValueError(f"MODEL.{head}.POOLER_RESOLUTION is {output_size}, expected 1 or more")
+    scales = [1.0 / s.stride for s in shapes]
+    if kind == "ROIPool":
+        return LevelPooler(output_size, scales, [ROIPool(output_size, s) for s in scales])
+    if kind in ("ROIAlign", "ROIAlignV2"):
+        return ROIPooler(output_size, scales, keys.POOLER_SAMPLING_RATIO, kind)
+    if kind not in ("DeformROIPool", "ModulatedDeformROIPool"):
         raise ValueError(
-            f"MODEL.{head}.POOLER_RESOLUTION is {keys.POOLER_RESOLUTION}, expected 1 or more"
-        )
-    size = dict(output_size=keys.POOLER_RESOLUTION, scales=[1.0 / s.stride for s in shapes])
-    if keys.POOLER_TYPE == "ROIPool":
-        return MaxROIPooler(**size)
-    if keys.POOLER_TYPE in ("ROIAlign", "ROIAlignV2"):
-        align = dict(sampling_ratio=keys.POOLER_SAMPLING_RATIO, pooler_type=keys.POOLER_TYPE)
-        return ROIPooler(**size, **align)
-    if keys.POOLER_TYPE not in ("DeformROIPool", "ModulatedDeformROIPool"):
-        raise ValueError(
-            f"MODEL.{head}.POOLER_TYPE is {keys.POOLER_TYPE}, expected ROIPool, ROIAlign, "
-            "ROIAlignV2, DeformROIPool or ModulatedDeformROIPool"
+            f"MODEL.{head}.POOLER_TYPE is {kind}, expected ROIPool, ROIAlign, ROIAlignV2, "
+            "DeformROIPool or ModulatedDeformROIPool"
         )
     if keys.POOLER_SAMPLING_RATIO < 1:
         raise ValueError(
-            f"MODEL.{head}.POOLER_SAMPLING_RATIO is {keys.POOLER_SAMPLING_RATIO}: "
-            f"{keys.POOLER_TYPE} needs 1 or more samples per side of a bin (4 in the original of "
-            "DeformROIPool, 2 in that of ModulatedDeformROIPool)"
+            f"MODEL.{head}.POOLER_SAMPLING_RATIO is {keys.POOLER_SAMPLING_RATIO}: {kind} needs 1 "
+            "or more samples per side of a bin (4 in the original of DeformROIPool, 2 in that of "
+            "ModulatedDeformROIPool)"
         )
     deform = dict(
         in_channels=shapes[0].channels,
         sampling_ratio=keys.POOLER_SAMPLING_RATIO,
         gamma=keys.POOLER_GAMMA,
     )
-    if keys.POOLER_TYPE == "DeformROIPool":
-        return DeformROIPooler(**size, **deform)
+    if kind == "DeformROIPool":
+        return DeformROIPooler(output_size, scales, **deform)
     if keys.POOLER_FC_DIM < 1:
         raise ValueError(f"MODEL.{head}.POOLER_FC_DIM is {keys.POOLER_FC_DIM}, expected 1 or more")
-    return ModulatedDeformROIPooler(
-        **size, **deform, fc_dim=keys.POOLER_FC_DIM, share_levels=keys.POOLER_SHARE_LEVELS
-    )
+    branch = dict(fc_dim=keys.POOLER_FC_DIM, share_levels=keys.POOLER_SHARE_LEVELS)
+    return ModulatedDeformROIPooler(output_size, scales, **deform, **branch)

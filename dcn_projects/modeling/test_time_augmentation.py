@@ -5,8 +5,9 @@ import torch
 from detectron2.modeling import DatasetMapperTTA, GeneralizedRCNNWithTTA
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
+from torch import nn
 
-from .box_nms import box_nms, detections_above, soft_nms_options
+from .box_nms import box_nms, soft_nms_options, without_nms
 
 __all__ = ["MultiScaleMapper", "MultiScaleTTA", "augmentation_options"]
 
@@ -54,8 +55,9 @@ class MultiScaleMapper:
 
 class MultiScaleTTA(GeneralizedRCNNWithTTA):
     """
-    Test-time augmentation by scales and flips, for GeneralizedRCNN and RFCN, with the NMS of
-    MODEL.ROI_HEADS.NMS_TYPE over the boxes of all views. There are two ways to merge them:
+    Test-time augmentation by scales and flips, for GeneralizedRCNN and what is derived from it,
+    with the NMS of MODEL.ROI_HEADS.NMS_TYPE over the boxes of all views. There are two ways to
+    merge them:
 
         "detections"  as in detectron2, the boxes that each view keeps after its own NMS
         "raw"         as in the MXNet code of Deformable ConvNets and in Dynamic R-CNN (arXiv
@@ -83,26 +85,21 @@ class MultiScaleTTA(GeneralizedRCNNWithTTA):
             topk=cfg.TEST.DETECTIONS_PER_IMAGE,
             **soft_nms_options(cfg),
         )
-        predictor = getattr(self.model.roi_heads, "box_predictor", None)
-        if self.raw and not isinstance(predictor, FastRCNNOutputLayers):
+        if self.raw and not isinstance(self._box_predictor, FastRCNNOutputLayers):
             raise TypeError(
                 f"TEST.AUG.MERGE raw: {type(self.model.roi_heads).__name__} has no box_predictor "
                 "that is a FastRCNNOutputLayers"
             )
 
-    @contextlib.contextmanager
-    def _without_nms(self):
-        """Within this context the box head returns what it has before NMS."""
-        predictor = self.model.roi_heads.box_predictor
-        predictor.inference = functools.partial(inference_without_nms, predictor)
-        try:
-            yield
-        finally:
-            del predictor.inference  # the method of the class is seen again
+    @property
+    def _box_predictor(self):
+        """The one whose thresholds count: in a cascade, which has several, the last."""
+        predictor = getattr(self.model.roi_heads, "box_predictor", None)
+        return predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
 
     def _get_augmented_boxes(self, augmented_inputs, tfms):
         """Boxes, scores and classes of all views, the boxes in the frame of the original image."""
-        with self._without_nms() if self.raw else contextlib.nullcontext():
+        with without_nms(self._box_predictor) if self.raw else contextlib.nullcontext():
             outputs = self._batch_inference(augmented_inputs)
         boxes = []
         for output, tfm in zip(outputs, tfms):
@@ -119,14 +116,3 @@ class MultiScaleTTA(GeneralizedRCNNWithTTA):
         found = Instances(shape_hw, pred_boxes=boxes, scores=all_scores, pred_classes=all_classes)
         merged, _ = self.nms(found)
         return merged[merged.pred_boxes.nonempty()]
-
-
-def inference_without_nms(predictor: FastRCNNOutputLayers, predictions, proposals):
-    """As `predictor.inference`, of all boxes above `test_score_thresh`."""
-    boxes = predictor.predict_boxes(predictions, proposals)
-    scores = predictor.predict_probs(predictions, proposals)
-    found = [
-        detections_above(b, s, p.image_size, predictor.test_score_thresh)
-        for b, s, p in zip(boxes, scores, proposals)
-    ]
-    return [detections for detections, _ in found], [rois for _, rois in found]

@@ -32,7 +32,7 @@ NARROW = [
     *("MODEL.RPN.CONV_DIMS", [32], "MODEL.ROI_HEADS.NUM_CLASSES", 3),
 ]
 NARROW_HEADS = {
-    "R-FCN": ["MODEL.RFCN.CONV_DIM", 64],
+    "R-FCN": ["MODEL.ROI_BOX_HEAD.REDUCED_DIM", 64],
     "Faster R-CNN": ["MODEL.ROI_BOX_HEAD.REDUCED_DIM", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 64],
     "FPN": ["MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 64],
     "DeepLab": ["MODEL.SEM_SEG_HEAD.CONVS_DIM", 64, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 3],
@@ -122,8 +122,8 @@ def predict(model, picture):
     features = model.backbone(images.tensor)
     head = model.proposal_generator
     logits, rpn_deltas = head.rpn_head([features[f] for f in head.in_features])
-    if hasattr(model, "score_maps"):
-        maps = model.score_maps(features)
+    if hasattr(model.roi_heads, "score_maps"):
+        maps = model.roi_heads.score_maps(features)
         scores, deltas = (model.roi_heads.vote(maps, ROIS.float(), k) for k in ("cls", "bbox"))
     else:
         outputs = []

@@ -57,17 +57,17 @@ LAYERS = {
     "R-FCN": [
         ("rpn_conv_3x3", (2, 4), HEAD + "conv", range(2)),
         *RPN,
-        ("conv_new_1", (5, 4), "score_maps.conv_new", range(5)),
-        ("rfcn_cls", (27, 5), "score_maps.rfcn_cls", [*range(9, 27), *range(9)]),
+        ("conv_new_1", (5, 4), "roi_heads.score_maps.conv_new", range(5)),
+        ("rfcn_cls", (27, 5), "roi_heads.score_maps.rfcn_cls", [*range(9, 27), *range(9)]),
         (
-            *("rfcn_bbox", (72, 5), "score_maps.rfcn_bbox"),
+            *("rfcn_bbox", (72, 5), "roi_heads.score_maps.rfcn_bbox"),
             [10 * r for r in range(36, 54)] + [5 * r for r in range(54, 72)],
         ),
         (
-            *("rfcn_cls_offset_t", (54, 5), "score_maps.rfcn_cls_offset"),
+            *("rfcn_cls_offset_t", (54, 5), "roi_heads.score_maps.rfcn_cls_offset"),
             [*range(18, 54), *range(18)],
         ),
-        ("rfcn_bbox_offset_t", (18, 5), "score_maps.rfcn_bbox_offset", range(18)),
+        ("rfcn_bbox_offset_t", (18, 5), "roi_heads.score_maps.rfcn_bbox_offset", range(18)),
     ],
     "Faster R-CNN": [
         ("rpn_conv_3x3", (2, 4), HEAD + "conv", range(2)),
@@ -244,7 +244,7 @@ def test_all_that_is_wrong_is_listed():
         "    arg:rfcn_bbox_bias is float32 (), expected float (72,)",
         "the file has no array for",
         "    backbone.stem.conv1.norm.running_var",
-        "    score_maps.conv_new.bias",
+        "    roi_heads.score_maps.conv_new.bias",
     ]
 
 
@@ -288,7 +288,7 @@ def test_imagenet_classifier(bottom_up, fc):
     others = {
         f"backbone.{bottom_up}res5.0.conv2.conv_offset.weight": (3,),
         "backbone.fpn_lateral2.weight": (3,),
-        "score_maps.rfcn_cls.weight": (9,),
+        "roi_heads.score_maps.rfcn_cls.weight": (9,),
     }
     network, params = convert_mxnet(arrays, shapes | others, OPTIONS)
     assert network == "ImageNet classifier" and params.keys() == {stem, conv}

@@ -197,8 +197,14 @@ def trained(tiny_model, tmp_path):
     "change, named",
     [
         ("MODEL.RESNETS.DEPTH 50", "lacks backbone.res2.1.conv1.weight"),
-        ("MODEL.RFCN.DEFORM_POOL False", "the model has no score_maps.rfcn_cls_offset.weight"),
-        ("MODEL.RFCN.GROUP_SIZE 7", "rfcn_cls.weight (99, 256, 1, 1) and not (539, 256, 1, 1)"),
+        (
+            "MODEL.ROI_BOX_HEAD.POOLER_TYPE PSROIPool",
+            "the model has no roi_heads.score_maps.rfcn_cls_o",
+        ),
+        (
+            "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 7",
+            "rfcn_cls.weight (99, 256, 1, 1) and not (539, 256, 1, 1)",
+        ),
     ],
 )
 @pytest.mark.parametrize("how", ["evaluate", "resume"])

@@ -8,6 +8,7 @@ from torchvision.ops import batched_nms, nms
 from dcn_projects.layers import batched_soft_nms, multiclass_soft_nms, soft_nms
 from tests.devices import CUDA, DEVICES
 from tests.layers import reference
+from tests.layers.published_soft_nms import BOXES, PUBLISHED
 
 METHODS = ["linear", "gaussian", "hard"]
 NAN, INF = float("nan"), float("inf")
@@ -64,16 +65,6 @@ def test_any_number_of_boxes(device, method, N, extent):
     boxes, scores = make_boxes(N, extent=extent, device=device), make_scores(N, device=device)
     actual = soft_nms(boxes, scores, method, score_threshold=0.01)
     assert_equals_reference(actual, reference.soft_nms(boxes, scores, method, score_threshold=0.01))
-
-
-# Of inclusive corners: the published implementations, run on them.
-BOXES = [[0, 0, 99, 99], [10, 10, 109, 109], [0, 0, 99, 49], [200, 200, 259, 259], [20, 0, 119, 99]]
-PUBLISHED = [
-    ("gaussian", dict(sigma=0.6), [0, 3, 2, 1, 4], [0.9, 0.6, 0.461468, 0.313004, 0.088349]),
-    ("gaussian", dict(sigma=0.5), [0, 3, 2, 1, 4], [0.9, 0.6, 0.424571, 0.259443, 0.062466]),
-    ("linear", dict(iou_threshold=0.3), [0, 3, 2, 1, 4], [0.9, 0.6, 0.35, 0.17479, 0.033868]),
-    ("hard", dict(iou_threshold=0.3), [0, 3], [0.9, 0.6]),
-]
 
 
 @pytest.mark.parametrize("device", DEVICES)

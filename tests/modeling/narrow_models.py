@@ -23,6 +23,35 @@ def load(path, *opts: str):
     return cfg
 
 
+def make_rfcn_cfg(deform=True):
+    """Deformable R-FCN, or the plain one, with 2 classes and 3 x 3 bins."""
+    pooling = "DeformPSROIPool" if deform else "PSROIPool"
+    cfg = load(
+        "R-FCN/Base-RFCN",
+        NARROW,
+        f"""MODEL.ANCHOR_GENERATOR.SIZES [[32,64]] MODEL.ROI_HEADS.NUM_CLASSES 2
+        MODEL.ROI_BOX_HEAD.REDUCED_DIM 16 MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 3
+        MODEL.ROI_BOX_HEAD.POOLER_TYPE {pooling}""",
+    )
+    if deform:
+        cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
+    return cfg
+
+
+def make_mimic_cfg(**mimic):
+    """Mask R-CNN of DCNv2 with mimicking, 3 classes, and patches of 64 pixels."""
+    cfg = load(
+        "DCNv2/mask_rcnn_R_50_C5_16e_mdconv_c3c5_mdpool_mimic",
+        NARROW.replace("MODEL.RESNETS.NORM BN", ""),
+        """MODEL.ROI_HEADS.NUM_CLASSES 3 MODEL.ROI_BOX_HEAD.REDUCED_DIM 8
+        MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_BOX_HEAD.POOLER_FC_DIM 16
+        MODEL.ROI_MASK_HEAD.CONV_DIM 8 MODEL.ROI_MASK_HEAD.POOLER_FC_DIM 16
+        MODEL.MIMIC.PATCH_SIZE 64""",
+    )
+    cfg.MODEL.MIMIC.update(mimic)
+    return cfg
+
+
 def make_inputs():
     """A batch of two sizes, one no multiple of 32; the second image has no objects."""
     torch.manual_seed(1)

@@ -11,16 +11,16 @@ from detectron2.structures import Boxes, Instances
 from torch.testing import assert_close
 
 from dcn_projects import add_dcn_config
-from dcn_projects.modeling import SoftNMSFastRCNNOutputLayers
+from dcn_projects.modeling import BoxOutputLayers
 from dcn_projects.modeling.box_nms import box_nms, detections_above, soft_nms_options
 from tests.layers import reference
-from tests.layers.test_soft_nms import BOXES, PUBLISHED
+from tests.layers.published_soft_nms import BOXES, PUBLISHED
 
 SIZE = (300, 400)
 
 
 def make_outputs(num_classes, agnostic=False, **kwargs):
-    return SoftNMSFastRCNNOutputLayers(
+    return BoxOutputLayers(
         ShapeSpec(channels=4),
         box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
         num_classes=num_classes,
@@ -186,7 +186,7 @@ def test_heads_from_config(heads):
         cfg.MODEL.RESNETS.OUT_FEATURES = cfg.MODEL.ROI_HEADS.IN_FEATURES
         cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
     outputs = build_model(cfg).roi_heads.box_predictor
-    assert isinstance(outputs, SoftNMSFastRCNNOutputLayers)
+    assert isinstance(outputs, BoxOutputLayers)
     assert (outputs.nms_type, outputs.soft_nms_sigma) == ("linear", 0.6)
     assert outputs.soft_nms_score_thresh == 0.01
 

@@ -20,32 +20,16 @@ from torch.testing import assert_close
 from dcn_projects import add_dcn_config
 from dcn_projects.modeling import MimicRCNN
 from dcn_projects.modeling.meta_arch.mimic_rcnn import crop_patches
+from tests.modeling.narrow_models import make_mimic_cfg
 
-K, SIZE = 3, 64
-
-
-def make_cfg(**mimic):
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file("configs/DCNv2/mask_rcnn_R_50_C5_16e_mdconv_c3c5_mdpool_mimic.yaml")
-    cfg.merge_from_list(
-        f"""MODEL.DEVICE cpu MODEL.WEIGHTS '' MODEL.RESNETS.DEPTH 14
-        MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
-        MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.BACKBONE.FREEZE_AT 0 MODEL.RPN.CONV_DIMS [16]
-        MODEL.ROI_HEADS.NUM_CLASSES {K} MODEL.ROI_BOX_HEAD.REDUCED_DIM 8
-        MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.ROI_BOX_HEAD.POOLER_FC_DIM 16
-        MODEL.ROI_MASK_HEAD.CONV_DIM 8 MODEL.ROI_MASK_HEAD.POOLER_FC_DIM 16
-        MODEL.MIMIC.SIZE {SIZE}""".split()
-    )
-    cfg.MODEL.MIMIC.update(mimic)
-    return cfg
+K, SIZE = 3, 64  # of the narrow model
 
 
 @pytest.fixture(scope="module")
 def trained():
     """Weights with which no layer is zero and features differ from RoI to RoI."""
     torch.manual_seed(0)
-    model = build_model(make_cfg())
+    model = build_model(make_mimic_cfg())
     for name, p in model.named_parameters():
         if "conv2.conv_offset" in name or "offset_mask_fc" in name or "conv_new" in name:
             torch.nn.init.normal_(p, std=0.1)
@@ -55,7 +39,7 @@ def trained():
 
 
 def make_model(trained, **mimic):
-    model = build_model(make_cfg(**mimic))
+    model = build_model(make_mimic_cfg(**mimic))
     model.load_state_dict(trained)
     return model
 
@@ -158,7 +142,7 @@ def test_patches_do_not_reach_into_the_padding(trained):
 
 @pytest.mark.parametrize("reduction", ["sum_per_image", "mean"])
 def test_losses_of_a_batch(trained, reduction):
-    model = make_model(trained, WEIGHT_COS=0.5, WEIGHT_CLS=0.25, REDUCTION=reduction)
+    model = make_model(trained, COS_WEIGHT=0.5, CLS_WEIGHT=0.25, REDUCTION=reduction)
     images, proposals = make_batch()
     with torch.no_grad():
         losses = model.mimic_losses(images, model.backbone(images.tensor), proposals)
@@ -172,7 +156,7 @@ def test_losses_of_a_batch(trained, reduction):
 @pytest.mark.parametrize("empty", [0, 1])
 def test_an_image_without_foreground(trained, empty):
     """It takes part in the mean over the images, and the other one has its RoIs."""
-    model = make_model(trained, WEIGHT_COS=0.5, WEIGHT_CLS=0.25)
+    model = make_model(trained, COS_WEIGHT=0.5, CLS_WEIGHT=0.25)
     images, proposals = make_batch()
     proposals[empty].gt_classes.fill_(K)
     with torch.no_grad():
@@ -188,7 +172,7 @@ def test_identical_features_cost_nothing(trained):
     RoIs that are whole images of the size of a patch are their own patches. The images differ, and
     have different numbers of foreground RoIs in different places.
     """
-    model = make_model(trained, WEIGHT_COS=1.0)
+    model = make_model(trained, COS_WEIGHT=1.0)
     torch.manual_seed(2)
     noise = torch.randn(3, 3, SIZE, SIZE)
     images = ImageList(noise + 5 * torch.randn(3, 3, 1, 1), [(SIZE, SIZE)] * 3)  # of three colours
@@ -232,7 +216,7 @@ def test_a_detached_teacher_is_constant(trained):
     proposals = proposals[:1]
     grads = []
     for detach in (True, False):
-        model = make_model(trained, DETACH_TEACHER=detach, WEIGHT_COS=1.0)
+        model = make_model(trained, DETACH_TEACHER=detach, COS_WEIGHT=1.0)
         features = model.backbone(images.tensor)
         losses = model.mimic_losses(images, features, proposals)
         grads.append(gradients(model, losses["loss_mimic_cos"]))
@@ -290,7 +274,7 @@ def test_training_has_the_losses_of_both(trained):
         losses = model(make_inputs())
     mimic = {"loss_mimic_cos", "loss_mimic_cls"}
     assert mimic < set(losses)
-    cfg = make_cfg()
+    cfg = make_mimic_cfg()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     with EventStorage():
         assert set(build_model(cfg)(make_inputs())) == set(losses) - mimic
@@ -305,7 +289,7 @@ def train_a_step(rank, folder):
     torch.set_num_threads(1)
     options = dict(rank=rank, world_size=2, timeout=datetime.timedelta(seconds=200))
     dist.init_process_group("gloo", f"file://{folder}/store", **options)
-    cfg = make_cfg()
+    cfg = make_mimic_cfg()
     cfg.MODEL.RESNETS.NORM = "naiveSyncBN"  # the one that runs on the CPU
     torch.manual_seed(0)
     model = DistributedDataParallel(build_model(cfg), broadcast_buffers=False)
@@ -347,7 +331,7 @@ def test_a_process_without_foreground(tmp_path):
 def test_inference_is_that_of_the_detector(trained):
     """The weights without the branch are those of the plain model, and the same code runs."""
     model = make_model(trained).eval()
-    cfg = make_cfg()
+    cfg = make_mimic_cfg()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     plain = build_model(cfg).eval()
     branch = {"mimic_score.weight", "mimic_score.bias"}
@@ -368,9 +352,9 @@ def test_inference_is_that_of_the_detector(trained):
     "key, value, message",
     [
         ("MODEL.MIMIC.NUM_SAMPLES", 0, "MODEL.MIMIC.NUM_SAMPLES is 0"),
-        ("MODEL.MIMIC.SIZE", 0, "MODEL.MIMIC.SIZE is 0"),
+        ("MODEL.MIMIC.PATCH_SIZE", 0, "MODEL.MIMIC.PATCH_SIZE is 0"),
         ("MODEL.MIMIC.REDUCTION", "sum", "MODEL.MIMIC.REDUCTION is sum"),
-        ("MODEL.ROI_HEADS.NAME", "OHEMROIHeads", "NAME is OHEMROIHeads: MimicRCNN needs Deform"),
+        ("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "NAME is StandardROIHeads: MimicRCNN needs"),
         (
             "MODEL.PROPOSAL_GENERATOR.NAME",
             "PrecomputedProposals",
@@ -380,9 +364,9 @@ def test_inference_is_that_of_the_detector(trained):
     ],
 )
 def test_wrong_values_are_named(key, value, message):
-    cfg = make_cfg()
+    cfg = make_mimic_cfg()
     cfg.merge_from_list([key, value])
-    if value == "OHEMROIHeads":
+    if value == "StandardROIHeads":
         cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE = cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = "ROIAlignV2"
     cfg.MODEL.ROI_BOX_HEAD.update(dict(NUM_CONV=1, CONV_DIM=8))
     with pytest.raises(ValueError, match=message):
@@ -393,6 +377,6 @@ def test_the_patch_must_fit_the_pyramid():
     cfg = get_cfg()
     add_dcn_config(cfg)
     cfg.merge_from_file("configs/DCNv2/mask_rcnn_R_14_FPN_gn_mdconv_mdpool_mimic_digits.yaml")
-    cfg.MODEL.DEVICE, cfg.MODEL.MIMIC.SIZE = "cpu", 48
-    with pytest.raises(ValueError, match="MODEL.MIMIC.SIZE is 48, expected a multiple of 32"):
+    cfg.MODEL.DEVICE, cfg.MODEL.MIMIC.PATCH_SIZE = "cpu", 48
+    with pytest.raises(ValueError, match="MODEL.MIMIC.PATCH_SIZE is 48, expected a multiple of 32"):
         build_model(cfg)

@@ -6,7 +6,7 @@ from detectron2.structures import Boxes
 from torch.testing import assert_close
 
 from dcn_projects.modeling import ModulatedDeformROIPooler
-from dcn_projects.modeling.modulated_pooler import OffsetMaskBranch
+from dcn_projects.modeling.poolers import OffsetMaskBranch
 from tests.layers import reference
 
 C, SIZE, FC = 3, 2, 5

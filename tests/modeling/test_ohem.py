@@ -1,26 +1,22 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_roi_heads
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import StandardROIHeads
-from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from torch import nn
 from torch.testing import assert_close
 
-from dcn_projects import add_dcn_config
-from dcn_projects.modeling import OHEMFastRCNNOutputLayers, OHEMROIHeads
+from dcn_projects.modeling import BoxOutputLayers, OHEMROIHeads
+from tests.modeling.small_heads import SHAPES, K, make_heads, make_heads_cfg, make_predictions
 
-K = 5
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
 
 
 def make_outputs(ohem_num, agnostic, **kwargs):
-    return OHEMFastRCNNOutputLayers(
+    return BoxOutputLayers(
         ShapeSpec(channels=4),
         box2box_transform=TRANSFORM,
         num_classes=K,
@@ -29,23 +25,6 @@ def make_outputs(ohem_num, agnostic, **kwargs):
         ohem_num=ohem_num,
         **kwargs,
     )
-
-
-def make_inputs(agnostic, counts=(30, 7), objects=True):
-    torch.manual_seed(0)
-    proposals = []
-    for count in counts:
-        corner = torch.rand(count, 2) * 50
-        boxes = torch.cat((corner, corner + 5 + torch.rand(count, 2) * 40), dim=1)
-        p = Instances((100, 100), proposal_boxes=Boxes(boxes))
-        p.gt_classes = torch.randint(0, K + 1, (count,)) if objects else torch.full((count,), K)
-        if objects:
-            p.gt_boxes = Boxes(boxes + torch.randn(count, 4))
-        proposals.append(p)
-    total = sum(counts)
-    scores = torch.randn(total, K + 1, requires_grad=True)
-    deltas = torch.randn(total, 4 if agnostic else 4 * K, requires_grad=True)
-    return (scores, deltas), proposals
 
 
 def slow_losses(predictions, proposals, ohem_num, box_weight=1.0):
@@ -76,7 +55,7 @@ def slow_losses(predictions, proposals, ohem_num, box_weight=1.0):
 @pytest.mark.parametrize("agnostic", [True, False])
 @pytest.mark.parametrize("ohem_num", [5, 1000])
 def test_losses_of_the_hardest(agnostic, ohem_num):
-    predictions, proposals = make_inputs(agnostic)
+    predictions, proposals = make_predictions(agnostic)
     with EventStorage():
         losses = make_outputs(ohem_num, agnostic).losses(predictions, proposals)
     cls, box = slow_losses(predictions, proposals, ohem_num)
@@ -85,7 +64,7 @@ def test_losses_of_the_hardest(agnostic, ohem_num):
 
 
 def test_the_choice_follows_the_weights_of_the_losses():
-    predictions, proposals = make_inputs(agnostic=True)
+    predictions, proposals = make_predictions(agnostic=True)
     for weight in (1.0, 20.0):
         outputs = make_outputs(5, agnostic=True, loss_weight={"loss_box_reg": weight})
         with EventStorage():
@@ -98,7 +77,7 @@ def test_the_choice_follows_the_weights_of_the_losses():
 @pytest.mark.parametrize("agnostic", [True, False])
 def test_classes_alone(agnostic):
     """The hardest by cross entropy, and for it; the box loss is that of all RoIs."""
-    (scores, deltas), proposals = make_inputs(agnostic)
+    (scores, deltas), proposals = make_predictions(agnostic)
     with EventStorage() as storage:
         outputs = make_outputs(5, agnostic, ohem_box_loss=False, loss_weight={"loss_cls": 2.0})
         losses = outputs.losses((scores, deltas), proposals)
@@ -113,34 +92,6 @@ def test_classes_alone(agnostic):
     assert losses["loss_cls"].item() == pytest.approx(2 * sum(entropies) / 10, rel=1e-5)
     _, box = slow_losses((scores, deltas), proposals, 1000)
     assert_close(losses["loss_box_reg"], box)
-
-
-def make_cfg(name, **box_head):
-    """Small heads that label all proposals and keep 4."""
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.MODEL.ROI_HEADS.update(
-        dict(NAME=name, NUM_CLASSES=K, BATCH_SIZE_PER_IMAGE=64, POSITIVE_FRACTION=1.0)
-    )
-    cfg.MODEL.ROI_BOX_HEAD.update(dict(OHEM_NUM=4, SMOOTH_L1_BETA=1.0, POOLER_RESOLUTION=3))
-    if name == "RFCNROIHeads":
-        cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res5"]
-        cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
-        cfg.MODEL.RFCN.GROUP_SIZE = 3
-    else:
-        cfg.MODEL.ROI_HEADS.IN_FEATURES = ["p2", "p3"]
-        cfg.MODEL.ROI_BOX_HEAD.update(dict(NAME="FastRCNNConvFCHead", NUM_FC=1, FC_DIM=16))
-    if name == "MXNetROIHeads":
-        cfg.MODEL.ROI_BOX_HEAD.update(dict(POOLER_TYPE="DeformROIPool", POOLER_SAMPLING_RATIO=2))
-    cfg.MODEL.ROI_BOX_HEAD.update(box_head)
-    return cfg
-
-
-SHAPES = {
-    "p2": ShapeSpec(channels=6, stride=4),
-    "p3": ShapeSpec(channels=6, stride=8),
-    "res5": ShapeSpec(channels=6, stride=16),
-}
 
 
 class PooledByAlign(StandardROIHeads):
@@ -160,39 +111,16 @@ class HardPooledByAlign(OHEMROIHeads, PooledByAlign):
 
 @pytest.mark.parametrize("by_box_loss", [True, False])
 def test_keys_of_the_outputs(by_box_loss):
-    cfg = make_cfg("OHEMROIHeads", OHEM_BOX_LOSS=by_box_loss)
+    cfg = make_heads_cfg("OHEMROIHeads", OHEM_BOX_LOSS=by_box_loss)
     outputs = build_roi_heads(cfg, SHAPES).box_predictor
     assert (outputs.ohem_num, outputs.ohem_box_loss) == (4, by_box_loss)
-
-
-def make_heads(cfg):
-    """The heads, and maps, proposals and targets for them: three objects in each image."""
-    torch.manual_seed(0)
-    heads = build_roi_heads(cfg, SHAPES)
-    for p in heads.parameters():  # errors of many sizes
-        nn.init.normal_(p, std=0.2)
-    if cfg.MODEL.ROI_HEADS.NAME == "RFCNROIHeads":
-        maps = {"cls": torch.randn(2, 9 * (K + 1), 7, 7), "bbox": torch.randn(2, 9 * 4, 7, 7)}
-    else:
-        maps = {"p2": torch.randn(2, 6, 25, 25), "p3": torch.randn(2, 6, 13, 13)}
-    maps = {name: x.requires_grad_() for name, x in maps.items()}
-    _, proposals = make_inputs(agnostic=True)
-    for p in proposals:
-        p.remove("gt_boxes")
-        p.remove("gt_classes")
-        p.objectness_logits = torch.zeros(len(p))
-    targets = [Instances((100, 100)) for _ in proposals]
-    for target, p in zip(targets, proposals):
-        target.gt_boxes = Boxes(p.proposal_boxes.tensor[:3] + 2.0)
-        target.gt_classes = torch.tensor([0, 3, K - 1])
-    return heads, maps, proposals, targets
 
 
 @pytest.mark.parametrize(
     "name", ["RFCNROIHeads", "MXNetROIHeads", "OHEMROIHeads", "HardPooledByAlign"]
 )
 def test_every_head_keeps_the_hardest(name, monkeypatch):
-    heads, maps, proposals, targets = make_heads(make_cfg(name))
+    heads, maps, proposals, targets = make_heads(make_heads_cfg(name))
     # What all RoIs would give, and from that the hardest, slowly.
     seen = []
     losses = type(heads.box_predictor).losses
@@ -221,7 +149,7 @@ def test_every_head_keeps_the_hardest(name, monkeypatch):
 
 def test_predicted_boxes_are_those_of_all_rois():
     """Where other branches train on predicted boxes, the RoIs that were not kept have them too."""
-    heads, *inputs = make_heads(make_cfg("OHEMROIHeads", TRAIN_ON_PRED_BOXES=True))
+    heads, *inputs = make_heads(make_heads_cfg("OHEMROIHeads", TRAIN_ON_PRED_BOXES=True))
     with EventStorage():
         proposals, losses = heads(None, *inputs)
     before = torch.cat([p.proposal_boxes.tensor for p in inputs[1]])
@@ -231,7 +159,7 @@ def test_predicted_boxes_are_those_of_all_rois():
 
 
 def test_the_heads_of_a_user_stay_as_they_are():
-    heads = build_roi_heads(make_cfg("HardPooledByAlign"), SHAPES)
+    heads = build_roi_heads(make_heads_cfg("HardPooledByAlign"), SHAPES)
     assert heads.box_pooler.canonical_box_size == 30
 
 
@@ -246,18 +174,18 @@ def test_the_heads_of_a_user_stay_as_they_are():
 )
 def test_impossible_options_are_named(name, option, message):
     with pytest.raises(ValueError, match=message):
-        build_roi_heads(make_cfg(name, **option), SHAPES)
+        build_roi_heads(make_heads_cfg(name, **option), SHAPES)
 
 
 def test_losses_of_the_main_branch_are_refused():
-    cfg = make_cfg("OHEMROIHeads")
+    cfg = make_heads_cfg("OHEMROIHeads")
     cfg.MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE = True
     with pytest.raises(ValueError, match="USE_SIGMOID_CE False"):
         build_roi_heads(cfg, SHAPES)
 
 
 def test_only_kept_rois_have_a_gradient():
-    predictions, proposals = make_inputs(agnostic=True)
+    predictions, proposals = make_predictions(agnostic=True)
     with EventStorage():
         losses = make_outputs(5, agnostic=True).losses(predictions, proposals)
     sum(losses.values()).backward()
@@ -266,7 +194,7 @@ def test_only_kept_rois_have_a_gradient():
 
 
 def test_images_without_objects():
-    predictions, proposals = make_inputs(agnostic=True, objects=False)
+    predictions, proposals = make_predictions(agnostic=True, objects=False)
     with EventStorage():
         losses = make_outputs(5, agnostic=True).losses(predictions, proposals)
     assert losses["loss_box_reg"] == 0 and torch.isfinite(losses["loss_cls"])
@@ -274,7 +202,7 @@ def test_images_without_objects():
 
 def test_a_batch_with_and_without_objects():
     """The second image has neither gt_boxes nor foreground."""
-    predictions, proposals = make_inputs(agnostic=False)
+    predictions, proposals = make_predictions(agnostic=False)
     proposals[1].remove("gt_boxes")
     proposals[1].gt_classes.fill_(K)
     with EventStorage():
@@ -286,7 +214,7 @@ def test_a_batch_with_and_without_objects():
 
 
 def test_zero_is_off():
-    predictions, proposals = make_inputs(agnostic=True)
+    predictions, proposals = make_predictions(agnostic=True)
     with EventStorage():
         off = make_outputs(0, agnostic=True).losses(predictions, proposals)
         all_kept = make_outputs(1000, agnostic=True).losses(predictions, proposals)

@@ -12,8 +12,8 @@ from detectron2.structures import Boxes
 from torch.testing import assert_close
 
 from dcn_projects import add_dcn_config
-from dcn_projects.modeling import DeformROIPooler, MaxROIPooler
-from dcn_projects.modeling.poolers import MaxROIPool, OffsetROIPool, build_roi_pooler
+from dcn_projects.modeling import DeformROIPooler, LevelPooler
+from dcn_projects.modeling.poolers import DeformROIPoolWithOffsets, ROIPool, build_roi_pooler
 from tests.layers import reference
 
 ARCHIVE = np.load(Path(__file__).parents[1] / "goldens/mxnet_ops/ROIPooling.npz")
@@ -28,7 +28,7 @@ def test_maximum_equals_mxnet(case):
         for k in ("data", "rois", "head_grad", "out", "grad_data")
     }
     attrs = CASES[case]["attrs"]
-    pool = MaxROIPool(tuple(attrs["pooled_size"]), attrs["spatial_scale"])
+    pool = ROIPool(tuple(attrs["pooled_size"]), attrs["spatial_scale"])
     input = golden["data"].requires_grad_()
     out = pool(input, golden["rois"] + torch.tensor([0, 0, 0, 1, 1]))  # to exclusive corners
     assert_close(out, golden["out"], rtol=0, atol=0)
@@ -93,7 +93,7 @@ def test_offsets_move_the_bins(boxes, sampling_ratio, gamma):
 
 def test_gradients(boxes):
     torch.manual_seed(0)
-    pool = OffsetROIPool(SIZE, 1 / 16, C, sampling_ratio=2).double()
+    pool = DeformROIPoolWithOffsets(SIZE, 1 / 16, C, sampling_ratio=2).double()
     torch.nn.init.normal_(pool.offset_fc.weight)
     x = torch.randn(2, C, 6, 8, dtype=torch.float64, requires_grad=True)
     rois = rois_of(boxes)
@@ -113,11 +113,15 @@ def test_coordinates_are_exact_under_autocast():
     assert_close(pooled, expected.bfloat16(), rtol=0, atol=0)
 
 
+def make_max_pooler(output_size, scales):
+    return LevelPooler(output_size, scales, [ROIPool(output_size, scale) for scale in scales])
+
+
 # Side of a square RoI in pixels -> level of p2..p5, from floor(4 + log2(side / 224)).
 LEVELS = {1: 0, 111: 0, 113: 1, 223: 1, 225: 2, 447: 2, 449: 3, 2000: 3}
 
 
-@pytest.mark.parametrize("kind", [MaxROIPooler, DeformROIPooler])
+@pytest.mark.parametrize("kind", [make_max_pooler, DeformROIPooler])
 def test_levels(kind):
     """Each RoI is pooled from the level of its size, by the layer of that level, in its place."""
     sides = list(LEVELS)
@@ -148,7 +152,7 @@ def test_each_level_has_an_offset_layer():
     assert used.abs().max() > 0 and unused is not None and not unused.any()
 
 
-@pytest.mark.parametrize("kind", [MaxROIPooler, DeformROIPooler])
+@pytest.mark.parametrize("kind", [make_max_pooler, DeformROIPooler])
 @pytest.mark.parametrize("scales", [[1 / 16], [1 / 8, 1 / 16]])
 def test_no_rois(kind, scales):
     pooler = kind(SIZE, scales, *((C,) if kind is DeformROIPooler else ()))

@@ -1,29 +1,18 @@
 """The heads of R-FCN on a small network: what is pooled from which map, and what is learnt."""
 
+import logging
+
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 from torch import nn
 from torch.testing import assert_close
 
+from dcn_projects.layers import PSROIPool
 from tests.layers import reference
-from tests.modeling.narrow_models import NARROW, check_training_step, detect, load
+from tests.modeling.narrow_models import check_training_step, detect, load, make_rfcn_cfg
 
-K, GROUP = 2, 3
-
-
-def make_cfg(deform=True):
-    cfg = load(
-        "R-FCN/Base-RFCN",
-        NARROW,
-        f"""MODEL.ANCHOR_GENERATOR.SIZES [[32,64]] MODEL.RFCN.CONV_DIM 16
-        MODEL.RFCN.GROUP_SIZE {GROUP} MODEL.RFCN.DEFORM_POOL {deform}
-        MODEL.ROI_HEADS.NUM_CLASSES {K}""",
-    )
-    if deform:
-        cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False, False, False, True]
-    return cfg
+K, GROUP = 2, 3  # of the narrow model
 
 
 @pytest.fixture
@@ -44,7 +33,7 @@ def random_maps(deform):
 @pytest.mark.parametrize("kind, offsets", [("cls", K + 1), ("bbox", 1)])
 def test_deformable_votes(rois, kind, offsets):
     """Each class has its own offsets, the four deltas of the box share theirs."""
-    heads = build_model(make_cfg()).roi_heads
+    heads = build_model(make_rfcn_cfg()).roi_heads
     maps = random_maps(deform=True)
     rois = rois.double()
 
@@ -61,7 +50,7 @@ def test_deformable_votes(rois, kind, offsets):
 
 @pytest.mark.parametrize("kind", ["cls", "bbox"])
 def test_plain_votes(rois, kind):
-    heads = build_model(make_cfg(deform=False)).roi_heads
+    heads = build_model(make_rfcn_cfg(deform=False)).roi_heads
     maps = random_maps(deform=False)
     pooled = reference.ps_roi_pool(maps[kind], rois.double(), GROUP, 1 / 16)
     expected = pooled.sum(dim=(2, 3)) / GROUP**2
@@ -70,54 +59,94 @@ def test_plain_votes(rois, kind):
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_every_layer_learns(autocast):
-    model = build_model(make_cfg())
+    model = build_model(make_rfcn_cfg())
     check_training_step(model, autocast, may_be_zero=r"conv1\.weight$")
     assert len(detect(model, autocast)) == 2
 
 
 def test_offsets_start_at_zero():
-    maps = build_model(make_cfg()).score_maps
+    maps = build_model(make_rfcn_cfg()).roi_heads.score_maps
     for layer in (maps.rfcn_cls_offset, maps.rfcn_bbox_offset):
         assert isinstance(layer, nn.Conv2d) and not layer.weight.any() and not layer.bias.any()
 
 
 def test_a_box_per_class_is_refused():
-    cfg = make_cfg()
+    cfg = make_rfcn_cfg()
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = False
     with pytest.raises(ValueError, match="CLS_AGNOSTIC_BBOX_REG"):
         build_model(cfg)
 
 
-WRONG = {"GROUP_SIZE": 0, "CONV_DIM": -1, "SAMPLING_RATIO": 0}
+WRONG = {
+    "POOLER_RESOLUTION": 0,
+    "REDUCED_DIM": 0,
+    "POOLER_SAMPLING_RATIO": 0,
+    "POOLER_TYPE": "DeformROIPool",
+}
 
 
 @pytest.mark.parametrize("key", WRONG)
 def test_wrong_values_are_named(key):
-    cfg = make_cfg()
-    cfg.MODEL.RFCN[key] = WRONG[key]
-    with pytest.raises(ValueError, match=f"MODEL.RFCN.{key} is {WRONG[key]}"):
+    cfg = make_rfcn_cfg()
+    cfg.MODEL.ROI_BOX_HEAD[key] = WRONG[key]
+    with pytest.raises(ValueError, match=f"MODEL.ROI_BOX_HEAD.{key} is {WRONG[key]}"):
+        build_model(cfg)
+
+
+def test_samples_of_plain_pooling_do_not_matter():
+    """It has none; detectron2's default of the key is 0."""
+    cfg = make_rfcn_cfg(deform=False)
+    cfg.MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 0
+    assert isinstance(build_model(cfg).roi_heads.pooler, PSROIPool)
+
+
+@pytest.mark.parametrize("key", ["MASK_ON", "KEYPOINT_ON"])
+def test_other_branches_are_refused(key):
+    cfg = make_rfcn_cfg()
+    cfg.MODEL[key] = True
+    with pytest.raises(ValueError, match=f"MODEL.{key} is True"):
+        build_model(cfg)
+
+
+def test_other_heads_are_refused():
+    cfg = make_rfcn_cfg()
+    cfg.MODEL.ROI_HEADS.NAME = "StandardROIHeads"
+    with pytest.raises(ValueError, match="MODEL.ROI_HEADS.NAME StandardROIHeads: .* RFCNROIHeads"):
         build_model(cfg)
 
 
 def test_two_feature_maps_are_refused():
-    cfg = make_cfg()
+    cfg = make_rfcn_cfg()
     cfg.MODEL.ROI_HEADS.IN_FEATURES = ["res4", "res5"]
     with pytest.raises(ValueError, match="MODEL.ROI_HEADS.IN_FEATURES .*res4"):
         build_model(cfg)
 
 
-def test_maps_of_other_depth_are_refused():
-    """A class or a bin too many would be read at the wrong place, without an error."""
-    heads = build_model(make_cfg()).roi_heads.eval()
-    maps = {name: x.float() for name, x in random_maps(deform=True).items()}
-    proposals = [Instances((96, 128), proposal_boxes=Boxes(torch.zeros(0, 4))) for _ in range(2)]
-    assert len(heads(None, maps, proposals)[0]) == 2
-    for name, depth in (("cls", K + 2), ("cls", 4 * (K + 1)), ("bbox_offset", 4)):
-        wrong = maps | {name: torch.randn(2, depth * GROUP**2, 6, 8)}
-        with pytest.raises(ValueError, match=f"'{name}': {depth * GROUP**2}"):
-            heads(None, wrong, proposals)
-    with pytest.raises(ValueError, match="MODEL.META_ARCHITECTURE must be RFCN"):
-        heads(None, {"res5": maps["cls"]}, proposals)
+def test_the_heads_are_all_of_it():
+    """The same weights under detectron2's own meta-architecture find the same."""
+    cfg = make_rfcn_cfg()
+    model = build_model(cfg)
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    other = build_model(cfg)
+    other.load_state_dict(model.state_dict())
+    for a, b in zip(detect(model), detect(other)):
+        assert len(a) > 0 and torch.equal(a.pred_boxes.tensor, b.pred_boxes.tensor)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_old_names_of_the_score_maps(strict, caplog):
+    """Once the model had them, and not its heads."""
+    cfg = make_rfcn_cfg()
+    saved = build_model(cfg).state_dict()
+    old = {name.replace("roi_heads.score_maps.", "score_maps."): p for name, p in saved.items()}
+    assert any(name.startswith("score_maps.") for name in old)
+    model = build_model(cfg)
+    with caplog.at_level(logging.INFO):
+        found = model.load_state_dict(old, strict=strict)
+    assert not found.missing_keys and not found.unexpected_keys
+    assert all(torch.equal(p, saved[name]) for name, p in model.state_dict().items())
+    (line,) = [m for m in caplog.messages if "score_maps" in m]
+    assert "is roi_heads.score_maps." in line
 
 
 # Images per epoch (each with its mirror image), the epoch of the lr step, epochs; arithmetic of
@@ -137,4 +166,5 @@ def test_schedule_is_that_of_the_original(data, prefix):
     assert cfg.SOLVER.STEPS == (int(step * images / batch),)
     assert cfg.SOLVER.CHECKPOINT_PERIOD == images // batch
     assert cfg.SOLVER.MAX_ITER == epochs * (images // batch)
-    assert cfg.MODEL.RFCN.DEFORM_POOL == cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE[3] == bool(prefix)
+    deform = cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "DeformPSROIPool"
+    assert deform == cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE[3] == bool(prefix)

@@ -51,7 +51,7 @@ def case(request, model):
     with torch.no_grad():
         images = model.preprocess_image([inputs])
         features = model.backbone(images.tensor)
-        maps = model.score_maps(features)
+        maps = model.roi_heads.score_maps(features)
         proposals, _ = model.proposal_generator(images, features, None)
         detections = model([inputs])[0]["instances"]
     return recorded, info, features, maps, proposals[0], detections

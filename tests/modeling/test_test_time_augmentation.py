@@ -12,10 +12,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from dcn_projects import add_dcn_config
-from dcn_projects.modeling import MultiScaleTTA, SoftNMSFastRCNNOutputLayers
+from dcn_projects.modeling import BoxOutputLayers, MultiScaleTTA
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
-from tests.layers.test_soft_nms import BOXES, PUBLISHED
-from tests.modeling.test_rfcn import make_cfg as make_rfcn_cfg
+from tests.layers.published_soft_nms import BOXES, PUBLISHED
+from tests.modeling.narrow_models import make_rfcn_cfg
 
 HEIGHT, WIDTH = 300, 400
 SCALES = [[150, 1000], [300, 1000], [600, 700]]  # the last one is held to 525 x 700
@@ -52,7 +52,7 @@ class Seer(GeneralizedRCNN):
         nn.Module.__init__(self)
         self.seen, self.views, self.batches = seen, [], []
         self.roi_heads = nn.Module()
-        self.roi_heads.box_predictor = SoftNMSFastRCNNOutputLayers(cfg, ShapeSpec(channels=1))
+        self.roi_heads.box_predictor = BoxOutputLayers(cfg, ShapeSpec(channels=1))
 
     def inference(self, batched_inputs, detected_instances=None, do_postprocess=True):
         logits, proposals = [], []
@@ -164,9 +164,10 @@ def test_scales_of_detectron2():
 def test_the_head_is_as_before():
     cfg = make_cfg()
     model = Seer(cfg, [])
+    before = dict(vars(model.roi_heads.box_predictor))
     with pytest.raises(IndexError):  # it has nothing to see
         MultiScaleTTA(cfg, model)([make_input()])
-    assert "inference" not in vars(model.roi_heads.box_predictor)
+    assert vars(model.roi_heads.box_predictor) == before
 
 
 def make_image(height=90, width=130):
@@ -180,7 +181,7 @@ def make_rfcn(cfg):
     """Weights large enough for scores that differ."""
     torch.manual_seed(0)
     model = build_model(cfg).eval()
-    for name, p in model.score_maps.named_parameters():
+    for name, p in model.roi_heads.score_maps.named_parameters():
         if "offset" not in name:
             nn.init.normal_(p, std=0.2)
     return model
@@ -264,11 +265,41 @@ def test_masks(method):
     assert views["instances"].pred_masks.shape[1:] == image.shape[1:]
 
 
-def test_cascade_heads_are_refused():
-    cfg = make_mask_rcnn_cfg("CascadeROIHeads")
+@pytest.mark.parametrize(
+    "heads, method",
+    [
+        ("CascadeROIHeads", "hard"),
+        ("DeformCascadeROIHeads", "hard"),
+        ("DeformCascadeROIHeads", "linear"),
+        ("DeformCascadeROIHeads", "gaussian"),
+    ],
+)
+def test_cascades(heads, method):
+    """One scale is the model itself, and "detections" of several scales are merged."""
+    cfg = make_mask_rcnn_cfg(heads)
     cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
-    with pytest.raises(TypeError, match="TEST.AUG.MERGE raw: CascadeROIHeads"):
-        MultiScaleTTA(cfg, build_model(cfg))
+    cfg.MODEL.ROI_HEADS.NMS_TYPE = method
+    torch.manual_seed(0)
+    model, image = build_model(cfg).eval(), make_image()
+    for outputs in model.roi_heads.box_predictor:
+        nn.init.normal_(outputs.cls_score.weight, std=1)
+    size = {"height": image.shape[1], "width": image.shape[2]}
+    with torch.no_grad():
+        (plain,) = model([{"image": resized(image, 96, 150), **size}])
+        (merged,) = MultiScaleTTA(cfg, model)([{"image": image, **size}])
+        assert_same_detections(merged["instances"], plain["instances"])
+        cfg.TEST.AUG.SCALES, cfg.TEST.AUG.MERGE = [[96, 150], [64, 150]], "detections"
+        (merged,) = MultiScaleTTA(cfg, model)([{"image": image, **size}])
+    assert len(merged["instances"]) > 5
+    assert merged["instances"].pred_masks.shape[1:] == image.shape[1:]
+
+
+def test_unknown_outputs_are_refused():
+    cfg = make_cfg()
+    model = Seer(cfg, [])
+    model.roi_heads.box_predictor = nn.Linear(1, 1)
+    with pytest.raises(TypeError, match="TEST.AUG.MERGE raw: Module has no box_predictor"):
+        MultiScaleTTA(cfg, model)
 
 
 MISTAKES = [

@@ -27,7 +27,7 @@ TOOL = ROOT / "tools" / "convert_weights.py"
 CONFIG = ROOT / "configs/R-FCN/deformable_rfcn_R_101_C5_voc.yaml"
 NARROW = """
     MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.STEM_OUT_CHANNELS 4 MODEL.RESNETS.RES2_OUT_CHANNELS 16
-    MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.RPN.CONV_DIMS [32] MODEL.RFCN.CONV_DIM 64
+    MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.RPN.CONV_DIMS [32] MODEL.ROI_BOX_HEAD.REDUCED_DIM 64
 """.split()
 ORIGINAL = Original("R-FCN", True, classes=21, anchors=9, units=(1, 1, 1, 1), shrink=16)
 
@@ -80,7 +80,9 @@ def test_what_is_written_fills_the_model(run_tool, source, tmp_path, suffix):
     model = build()
     load_trained(model, str(output))
     bias = random_arrays(ORIGINAL.parameters())["arg:rfcn_bbox_offset_t_bias"]
-    assert model.score_maps.rfcn_bbox_offset.bias.detach().numpy().tolist() == bias.tolist()
+    assert (
+        model.roi_heads.score_maps.rfcn_bbox_offset.bias.detach().numpy().tolist() == bias.tolist()
+    )
 
 
 GN_CONFIG = ROOT / "configs/Mask-RCNN/mask_rcnn_R_50_FPN_2x_gn_tensorpack.yaml"
@@ -105,7 +107,7 @@ def test_tensorpack(run_tool, tmp_path):
     assert (code, printed) == (
         0,
         written + "note: the original has other settings. For the same results set "
-        "MODEL.ANCHOR_GENERATOR.NAME MXNetAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5\n",
+        "MODEL.ANCHOR_GENERATOR.NAME PyFasterRCNNAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5\n",
     )
     np.savez(tmp_path / "gn.npz", **random_arrays(GN_ORIGINAL.resnet()))
     code, printed = run_tool(*arguments)
@@ -136,7 +138,7 @@ def test_maskrcnn_benchmark(run_tool, tmp_path):
     assert code == 0 and printed.endswith(
         "b.pth is written from " + str(tmp_path / "a.pth") + ": maskrcnn-benchmark detector\n"
         "note: the original has other settings. For the same results set "
-        "MODEL.ANCHOR_GENERATOR.NAME MXNetAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5 "
+        "MODEL.ANCHOR_GENERATOR.NAME PyFasterRCNNAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5 "
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlign "
         "MODEL.PIXEL_MEAN '[102.9801, 115.9465, 122.7717]'\n"
     )
@@ -223,7 +225,9 @@ def test_normalized_boxes(run_tool, source, tmp_path):
     for i, option in enumerate(([], ["--normalized-boxes"])):
         output = tmp_path / f"{i}.pkl"
         run_tool(source, output, "--config-file", CONFIG, *option, *NARROW)
-        states.append(pickle.loads(output.read_bytes())["model"]["score_maps.rfcn_bbox.bias"])
+        states.append(
+            pickle.loads(output.read_bytes())["model"]["roi_heads.score_maps.rfcn_bbox.bias"]
+        )
     trained = random_arrays(ORIGINAL.parameters())["arg:rfcn_bbox_bias"][196:]
     np.testing.assert_array_equal(states[1], trained)
     np.testing.assert_allclose(states[0], trained * np.repeat([10, 10, 5, 5], 49), rtol=1e-6)
@@ -240,7 +244,7 @@ def test_imagenet_classifier_starts_a_model(run_tool, tmp_path):
     state = {k: torch.from_numpy(v) for k, v in pickle.loads(output.read_bytes())["model"].items()}
     keys = model.load_state_dict(state, strict=False)
     assert not keys.unexpected_keys
-    heads = ("proposal_generator.", "score_maps.", "backbone.res5.0.conv2.conv_offset.")
+    heads = ("proposal_generator.", "roi_heads.score_maps.", "backbone.res5.0.conv2.conv_offset.")
     assert len(keys.missing_keys) == 6 + 10 + 2
     assert all(key.startswith(heads) for key in keys.missing_keys)
     (reported,) = DetectionCheckpointer(model).load(str(output)).items()

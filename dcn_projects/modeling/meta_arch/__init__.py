@@ -2,7 +2,7 @@ from .deeplab import DeepLab, DeepLabHead
 from .deformable import build_deformable_model, build_model, meta_architecture
 from .mimic_rcnn import MimicRCNN
 from .mxnet_rcnn import MXNetRCNN
-from .rfcn import RFCN, RFCNScoreMaps
+from .rfcn import RFCN
 
 __all__ = [
     "DeepLab",
@@ -10,7 +10,6 @@ __all__ = [
     "MXNetRCNN",
     "MimicRCNN",
     "RFCN",
-    "RFCNScoreMaps",
     "build_deformable_model",
     "build_model",
     "meta_architecture",

@@ -10,6 +10,8 @@ from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from dcn_projects.config import reads
+
 __all__ = ["DeepLab", "DeepLabHead", "upsample_bilinear", "window_options"]
 
 
@@ -140,6 +142,7 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
+@reads("TEST.WINDOW_SIZE", "TEST.WINDOW_STRIDE")
 @META_ARCH_REGISTRY.register()
 class DeepLab(SemanticSegmentor):
     """

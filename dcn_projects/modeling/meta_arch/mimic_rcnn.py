@@ -6,6 +6,8 @@ from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
+from dcn_projects.config import reads
+
 __all__ = ["MimicRCNN", "crop_patches"]
 
 
@@ -31,6 +33,7 @@ def crop_patches(image: Tensor, boxes: Tensor, size: int) -> Tensor:
     return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
 
+@reads("MODEL.MIMIC")
 @META_ARCH_REGISTRY.register()
 class MimicRCNN(GeneralizedRCNN):
     """
@@ -40,10 +43,16 @@ class MimicRCNN(GeneralizedRCNN):
     do, which have a classifier of their own. Nothing of it is left at inference, where the model
     is a GeneralizedRCNN.
 
+    With f(b) and g(b) the features of a RoI b and of its patch, and a sum over the chosen RoIs,
+
+        loss_mimic_cos = sum over b of 1 - f(b) . g(b) / (|f(b)| |g(b)|)
+
     Both losses reach backbone, RoI pooling with its offsets, and box head. The heads must be
-    `DeformROIHeads` or derived from it. The patches are a batch of their own, which does not matter
-    to FrozenBN and GN, but does to BN.
+    `DeformROIHeads`, or others with `CombinedROIHeads`; a cascade mimics with its first stage. The
+    patches are a batch of their own, which does not matter to FrozenBN and GN, but does to BN.
     """
+
+    training_only = ("mimic_score",)
 
     @configurable
     def __init__(
@@ -74,7 +83,7 @@ class MimicRCNN(GeneralizedRCNN):
         self.detach_teacher = detach_teacher
         self.reduction = reduction
         heads = self.roi_heads
-        self.mimic_score = nn.Linear(heads.box_head.output_shape.channels, heads.num_classes + 1)
+        self.mimic_score = nn.Linear(heads.box_feature_shape.channels, heads.num_classes + 1)
         nn.init.normal_(self.mimic_score.weight, std=0.01)
         nn.init.zeros_(self.mimic_score.bias)
 
@@ -86,9 +95,9 @@ class MimicRCNN(GeneralizedRCNN):
         return {
             **ret,
             "num_samples": keys.NUM_SAMPLES,
-            "patch_size": keys.SIZE,
-            "cos_weight": keys.WEIGHT_COS,
-            "cls_weight": keys.WEIGHT_CLS,
+            "patch_size": keys.PATCH_SIZE,
+            "cos_weight": keys.COS_WEIGHT,
+            "cls_weight": keys.CLS_WEIGHT,
             "min_box": keys.MIN_BOX,
             "detach_teacher": keys.DETACH_TEACHER,
             "reduction": keys.REDUCTION,
@@ -140,6 +149,7 @@ class MimicRCNN(GeneralizedRCNN):
         student = self.roi_heads.box_features(features, boxes)
         teacher = self.roi_heads.box_features(self.backbone(patches), [Boxes(whole)] * len(patches))
         target = teacher.detach() if self.detach_teacher else teacher
+        # In float32: 16 bits cannot tell a cosine of 0.999 from 1.
         distance = 1 - F.cosine_similarity(student.float(), target.float(), dim=1)
         cos = distance.mean() if self.reduction == "mean" else distance.sum() / len(images)
         cls = F.cross_entropy(self.mimic_score(teacher).float(), classes)
@@ -162,20 +172,22 @@ def _check(cfg, backbone, roi_heads):
     if not hasattr(roi_heads, "box_features"):
         raise ValueError(
             f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}: MimicRCNN needs DeformROIHeads, "
-            "or heads derived from it"
+            "or others of this project with a box head"
         )
     if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
         raise ValueError(
             "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals: MimicRCNN needs one with "
             "layers, such as RPN"
         )
-    if roi_heads.box_head.output_shape.height is not None:
+    if roi_heads.box_feature_shape.height is not None:
         raise ValueError("MODEL.ROI_BOX_HEAD.NUM_FC is 0: MimicRCNN needs 1 or more")
     if keys.NUM_SAMPLES < 1:
         raise ValueError(f"MODEL.MIMIC.NUM_SAMPLES is {keys.NUM_SAMPLES}, expected 1 or more")
     divisor = max(backbone.size_divisibility, 1)
-    if keys.SIZE < 1 or keys.SIZE % divisor:
-        raise ValueError(f"MODEL.MIMIC.SIZE is {keys.SIZE}, expected a multiple of {divisor}")
+    if keys.PATCH_SIZE < 1 or keys.PATCH_SIZE % divisor:
+        raise ValueError(
+            f"MODEL.MIMIC.PATCH_SIZE is {keys.PATCH_SIZE}, expected a multiple of {divisor}"
+        )
     if keys.REDUCTION not in ("sum_per_image", "mean"):
         raise ValueError(
             f"MODEL.MIMIC.REDUCTION is {keys.REDUCTION}, expected sum_per_image or mean"

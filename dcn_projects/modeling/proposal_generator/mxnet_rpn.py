@@ -9,6 +9,8 @@ from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, Standa
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import nn
 
+from dcn_projects.config import reads
+
 from ..box_clipping import clip_to_a_pixel
 
 __all__ = ["MXNetRPN", "MXNetRPNHead"]
@@ -28,6 +30,7 @@ class MXNetRPNHead(StandardRPNHead):
         nn.init.normal_(self.objectness_logits.weight, std=0.01 * 2**0.5)
 
 
+@reads("MODEL.RPN.IMAGE_STRIDE")
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class MXNetRPN(RPN):
     """

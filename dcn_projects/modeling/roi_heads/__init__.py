@@ -1,23 +1,22 @@
-from .box_head import MXNetBoxHead
-from .deform_heads import DeformROIHeads
-from .dynamic_rcnn import DynamicCascadeROIHeads, DynamicROIHeads
-from .fast_rcnn import SoftNMSFastRCNNOutputLayers
-from .mxnet_heads import MXNetOutputLayers, MXNetROIHeads
-from .ohem import OHEMFastRCNNOutputLayers, OHEMROIHeads
+from .cascade_rcnn import DeformCascadeROIHeads, DynamicCascadeROIHeads
+from .fast_rcnn import BoxOutputLayers
+from .mxnet_heads import MXNetBoxHead, MXNetOutputLayers, MXNetROIHeads
 from .rfcn import RFCNROIHeads
+from .roi_heads import CombinedROIHeads, DeformROIHeads, DynamicROIHeads, OHEMROIHeads
 from .tensorpack_heads import TensorpackBoxHead, TensorpackMaskHead
 
 __all__ = [
+    "BoxOutputLayers",
+    "CombinedROIHeads",
+    "DeformCascadeROIHeads",
     "DeformROIHeads",
     "DynamicCascadeROIHeads",
     "DynamicROIHeads",
     "MXNetBoxHead",
     "MXNetOutputLayers",
     "MXNetROIHeads",
-    "OHEMFastRCNNOutputLayers",
     "OHEMROIHeads",
     "RFCNROIHeads",
-    "SoftNMSFastRCNNOutputLayers",
     "TensorpackBoxHead",
     "TensorpackMaskHead",
 ]

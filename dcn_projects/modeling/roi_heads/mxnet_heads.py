@@ -1,23 +1,47 @@
+"""The conventions of the MXNet code of Deformable ConvNets, where they differ from detectron2's."""
+
 import math
 
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import (
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    FastRCNNConvFCHead,
+)
 from torch import Tensor, nn
 
+from dcn_projects.config import reads
+
 from ..box_clipping import clip_to_a_pixel
-from .deform_heads import DeformROIHeads
-from .ohem import OHEMFastRCNNOutputLayers
+from .fast_rcnn import BoxOutputLayers
+from .roi_heads import DeformROIHeads
 
-__all__ = ["MXNetOutputLayers", "MXNetROIHeads"]
+__all__ = ["MXNetBoxHead", "MXNetOutputLayers", "MXNetROIHeads"]
 
 
-class MXNetOutputLayers(OHEMFastRCNNOutputLayers):
+@ROI_BOX_HEAD_REGISTRY.register()
+class MXNetBoxHead(FastRCNNConvFCHead):
     """
-    Outputs of the MXNet code of Deformable ConvNets: both layers start at N(0, 0.01), and boxes
-    are clipped to at least a pixel, before which their sizes are not bounded.
+    detectron2's head of convolutions and fully connected layers, whose weights start at N(0, 0.01)
+    and whose biases at 0.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.normal_(layer.weight, std=0.01)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+
+class MXNetOutputLayers(BoxOutputLayers):
+    """
+    Both layers start at N(0, 0.01), and boxes are clipped to at least a pixel, before which their
+    sizes are not bounded: detectron2 lets exp(dw) and exp(dh) be at most 1000 / 16.
     """
 
     def __init__(self, *args, **kwargs):
@@ -39,13 +63,13 @@ class MXNetOutputLayers(OHEMFastRCNNOutputLayers):
         ]
 
 
+@reads("MODEL.ROI_HEADS.FILL_BATCH")
 @ROI_HEADS_REGISTRY.register()
 class MXNetROIHeads(DeformROIHeads):
     """
-    The heads of the MXNet code of Deformable ConvNets: Faster R-CNN with two fully connected layers
-    (arXiv 1703.06211, Sec. 2.3), on the dilated res5, which a 1x1 convolution narrows first, or on
-    a feature pyramid without it, with hard example mining (`OHEMROIHeads`). RoI pooling is that of
-    the original, plain or deformable.
+    Faster R-CNN with two fully connected layers (arXiv 1703.06211, Sec. 2.3), on the dilated res5,
+    which a 1x1 convolution narrows first, or on a feature pyramid without it. RoI pooling is that
+    of the original, plain or deformable.
     """
 
     output_layers = MXNetOutputLayers

@@ -1,104 +1,174 @@
-import math
+"""
+R-FCN: score maps over the whole image, and RoIs that pool them and vote. Letters: N images, R RoIs,
+K classes without the background, k x k bins.
+"""
 
-import torch
-from detectron2.config import configurable
-from detectron2.layers import ShapeSpec
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROIHeads
 from detectron2.structures import ImageList, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
+from dcn_projects.config import reads
 from dcn_projects.layers import DeformROIPool, PSROIPool
 
 from .mxnet_heads import MXNetOutputLayers
 
-__all__ = ["RFCNROIHeads"]
+__all__ = ["DeformPSROIPool", "RFCNROIHeads", "RFCNScoreMaps"]
 
 
-class RFCNOutputs(MXNetOutputLayers):
-    """Losses and inference of Fast R-CNN on votes, which need no layer of their own."""
+class RFCNScoreMaps(nn.Module):
+    """
+    The convolutions of R-FCN over the whole image (arXiv 1605.06409, Sec. 2): one that narrows
+    the features, and one per map. A map holds k x k channels per class or coordinate, in the order
+    (class, bin row, bin column); the background is the last class. With `deformable` there are
+    also offset maps (arXiv 1703.06211, Sec. 2.2), of 2 k x k channels (x, y) for every class, and
+    of one pair for the box. All classes share one box.
+    """
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        del self.cls_score, self.bbox_pred
+    def __init__(
+        self,
+        *,
+        in_feature: str,
+        in_channels: int,
+        reduced_dim: int,
+        num_classes: int,
+        group_size: int,
+        deformable: bool,
+    ):
+        """
+        Args:
+            in_feature: name of the feature map that is read
+            in_channels: its channels
+            reduced_dim: channels of `conv_new`
+            num_classes: K
+            group_size: k
+            deformable: make offset maps
+        """
+        super().__init__()
+        self.in_feature = in_feature
+        bins = group_size**2
+        self.conv_new = Conv2d(in_channels, reduced_dim, kernel_size=1)
+        self.rfcn_cls = Conv2d(reduced_dim, bins * (num_classes + 1), kernel_size=1)
+        self.rfcn_bbox = Conv2d(reduced_dim, bins * 4, kernel_size=1)
+        for layer in (self.conv_new, self.rfcn_cls, self.rfcn_bbox):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)
+        self.deformable = deformable
+        if deformable:
+            self.rfcn_cls_offset = Conv2d(reduced_dim, 2 * bins * (num_classes + 1), kernel_size=1)
+            self.rfcn_bbox_offset = Conv2d(reduced_dim, 2 * bins, kernel_size=1)
+            for layer in (self.rfcn_cls_offset, self.rfcn_bbox_offset):
+                nn.init.zeros_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """
+        Args:
+            features: maps of the backbone, (N, C, H, W) each
+        Returns:
+            dict: "cls" (N, k*k*(K + 1), H, W), "bbox" (N, k*k*4, H, W), and with `deformable`
+            "cls_offset" (N, 2*k*k*(K + 1), H, W) and "bbox_offset" (N, 2*k*k, H, W)
+        """
+        x = F.relu_(self.conv_new(features[self.in_feature]))
+        maps = {"cls": self.rfcn_cls(x), "bbox": self.rfcn_bbox(x)}
+        if self.deformable:
+            maps["cls_offset"] = self.rfcn_cls_offset(x)
+            maps["bbox_offset"] = self.rfcn_bbox_offset(x)
+        return maps
 
 
+class DeformPSROIPool(DeformROIPool):
+    """Deformable RoI pooling whose k x k bins read channels of their own, as in `PSROIPool`."""
+
+    def __init__(self, output_size: int, spatial_scale: float, sampling_ratio: int, gamma: float):
+        """Arguments of `DeformROIPool`."""
+        super().__init__(output_size, spatial_scale, sampling_ratio, gamma, group_size=output_size)
+
+
+@reads(
+    *MXNetOutputLayers.config_keys,
+    "MODEL.ROI_BOX_HEAD.REDUCED_DIM",
+    "MODEL.ROI_BOX_HEAD.POOLER_GAMMA",
+)
 @ROI_HEADS_REGISTRY.register()
 class RFCNROIHeads(ROIHeads):
     """
-    Position-sensitive RoI pooling and voting (arXiv 1605.06409, Sec. 2), plain or deformable
-    (arXiv 1703.06211, Eq. 5-6 and Fig. 4). It has no parameters: the score maps are made by the
-    meta-architecture `RFCN`.
+    The heads of R-FCN: position-sensitive score maps, RoI pooling and voting (arXiv 1605.06409,
+    Sec. 2), plain or deformable (arXiv 1703.06211, Eq. 5-6 and Fig. 4). All layers run over the
+    whole image; what is left per RoI has no parameters.
     """
 
     @configurable
     def __init__(
         self,
         *,
-        box_predictor: RFCNOutputs,
-        pooler: torch.nn.Module,
-        offset_pooler: torch.nn.Module | None = None,
+        score_maps: RFCNScoreMaps,
+        box_predictor: MXNetOutputLayers,
+        pooler: PSROIPool | DeformPSROIPool,
+        offset_pooler: DeformPSROIPool | None = None,
         **kwargs,
     ):
         """
         Args:
-            box_predictor: losses and inference
+            score_maps: makes the position-sensitive maps from the backbone's features
+            box_predictor: losses and inference, of votes; it has no layers left
             pooler: of the score maps
             offset_pooler: of the offset maps; None pools without offsets
+            others: as in ROIHeads
         """
         super().__init__(**kwargs)
+        self.score_maps = score_maps
         self.box_predictor = box_predictor
         self.pooler = pooler
         self.offset_pooler = offset_pooler
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-            raise ValueError(
-                "R-FCN has one box for all classes: "
-                "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True"
-            )
-        features = cfg.MODEL.ROI_HEADS.IN_FEATURES
-        if len(features) != 1:
-            raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES is {features}: R-FCN reads one map")
-        keys = cfg.MODEL.RFCN
-        if keys.SAMPLING_RATIO < 1:
-            raise ValueError(
-                f"MODEL.RFCN.SAMPLING_RATIO is {keys.SAMPLING_RATIO}, expected 1 or more"
-            )
-        size = dict(
-            output_size=keys.GROUP_SIZE,
-            spatial_scale=1.0 / input_shape[features[0]].stride,
-            group_size=keys.GROUP_SIZE,
-        )
+        _check(cfg)
+        (feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
+        keys, shape = cfg.MODEL.ROI_BOX_HEAD, input_shape[feature]
+        deformable = keys.POOLER_TYPE == DeformPSROIPool.__name__
         ret = super().from_config(cfg)
-        ret["box_predictor"] = RFCNOutputs(cfg, ShapeSpec(channels=1))
-        if keys.DEFORM_POOL:
-            size.update(sampling_ratio=keys.SAMPLING_RATIO, gamma=keys.GAMMA)
-            ret["pooler"] = DeformROIPool(**size)
-            ret["offset_pooler"] = DeformROIPool(**size)
-        else:
-            ret["pooler"] = PSROIPool(**size)
-        return ret
+        ret["box_predictor"] = MXNetOutputLayers(cfg, ShapeSpec(channels=1))
+        # Votes are what these two layers predict in other heads.
+        del ret["box_predictor"].cls_score, ret["box_predictor"].bbox_pred
+        ret["score_maps"] = RFCNScoreMaps(
+            in_feature=feature,
+            in_channels=shape.channels,
+            reduced_dim=keys.REDUCED_DIM,
+            num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+            group_size=keys.POOLER_RESOLUTION,
+            deformable=deformable,
+        )
+        size = dict(output_size=keys.POOLER_RESOLUTION, spatial_scale=1.0 / shape.stride)
+        if not deformable:
+            return {**ret, "pooler": PSROIPool(**size)}
+        size.update(sampling_ratio=keys.POOLER_SAMPLING_RATIO, gamma=keys.POOLER_GAMMA)
+        return {
+            **ret,
+            "pooler": DeformPSROIPool(**size),
+            "offset_pooler": DeformPSROIPool(**size),
+        }
 
     def forward(
         self,
         images: ImageList,
-        maps: dict[str, Tensor],
+        features: dict[str, Tensor],
         proposals: list[Instances],
         targets: list[Instances] | None = None,
     ):
         """
         Args:
             images: not used
-            maps: score maps of `RFCNScoreMaps`
+            features: maps of the backbone, (N, C, H, W) each
             proposals, targets: as in ROIHeads
         Returns:
             as in ROIHeads: detections and, in training, losses
-        Raises:
-            ValueError: if a map is missing, or does not have as many channels as the bins need
         """
-        self.check_channels(maps)
+        maps = self.score_maps(features)
         if self.training:
             proposals = self.label_and_sample_proposals(proposals, targets)
         rois = convert_boxes_to_pooler_format([p.proposal_boxes for p in proposals])
@@ -108,33 +178,53 @@ class RFCNROIHeads(ROIHeads):
         detections, _ = self.box_predictor.inference(predictions, proposals)
         return detections, {}
 
-    def check_channels(self, maps: dict[str, Tensor]):
-        depths = {"cls": self.num_classes + 1, "bbox": 4}
-        if self.offset_pooler is not None:
-            depths |= {"cls_offset": 2 * depths["cls"], "bbox_offset": 2}
-        bins = math.prod(self.pooler.group_size)
-        needed = {name: bins * depth for name, depth in depths.items()}
-        channels = {name: x.shape[1] for name, x in maps.items()}
-        if channels != needed:
-            raise ValueError(
-                f"RFCNROIHeads needs maps with these channels: {needed}, and gets {channels}. "
-                "MODEL.META_ARCHITECTURE must be RFCN, or make such maps of "
-                "MODEL.RFCN.GROUP_SIZE^2 bins for MODEL.ROI_HEADS.NUM_CLASSES"
-            )
-
     def vote(self, maps: dict[str, Tensor], rois: Tensor, kind: str) -> Tensor:
         """
+        The mean over the bins, (1 / k^2) * sum over i, j of r_d(i, j) (arXiv 1605.06409, Sec. 2):
+        r_d(i, j) is the mean of channel (d, i, j) of the map within bin (i, j) of the RoI (Eq. 1).
+
         Args:
-            maps: score maps of `RFCNScoreMaps`
-            rois: (R, 5)
+            maps: of `score_maps`
+            rois: (R, 5), image index, x0, y0, x1, y1 in input pixels
             kind: "cls" or "bbox"
         Returns:
-            Tensor: (R, D), float32, the mean over the k x k bins; empty bins count as 0
+            Tensor: (R, D), float32, with D = K + 1 classes or 4 deltas. An empty bin is 0, and k^2
+            counts it, as in the original
         """
         # In 16 bits an offset would be off by tenths of a pixel in a large RoI.
         if self.offset_pooler is None:
             pooled = self.pooler(maps[kind].float(), rois)
         else:
+            # The offsets of the bins are position-sensitive, too: pooled without offsets.
             offset = self.offset_pooler(maps[kind + "_offset"].float(), rois)
             pooled = self.pooler(maps[kind].float(), rois, offset)
         return pooled.mean(dim=(2, 3))
+
+
+def _check(cfg: CfgNode):
+    """Raises ValueError, naming the key, if a config asks for what R-FCN cannot do."""
+    keys, features = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS.IN_FEATURES
+    types = {c.__name__: c for c in (PSROIPool, DeformPSROIPool)}
+    if keys.POOLER_TYPE not in types:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {keys.POOLER_TYPE}: set it to PSROIPool, or to "
+            "DeformPSROIPool, for the position-sensitive maps of RFCNROIHeads"
+        )
+    positive = ["REDUCED_DIM", "POOLER_RESOLUTION"]
+    if types[keys.POOLER_TYPE] is DeformPSROIPool:
+        positive.append("POOLER_SAMPLING_RATIO")
+    for key in positive:
+        if keys[key] < 1:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.{key} is {keys[key]}: RFCNROIHeads needs 1 or more"
+            )
+    if not keys.CLS_AGNOSTIC_BBOX_REG:
+        raise ValueError(
+            "R-FCN has one box for all classes: "
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True"
+        )
+    if len(features) != 1:
+        raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES is {features}: R-FCN reads one map")
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if cfg.MODEL[key]:
+            raise ValueError(f"MODEL.{key} is True: R-FCN finds boxes and nothing else")

@@ -1,22 +1,129 @@
+"""
+What moves while Dynamic R-CNN trains (arXiv 2004.06002): the threshold of label assignment (Sec.
+4.1), the beta of the SmoothL1 loss (Sec. 4.2), and the statistics of the proposals that both
+follow. With C iterations in a window, of which iteration t sees proposals with IoUs and errors,
+
+    I_t = the K_I-th largest IoU          threshold = max(mean of I_t, its start)
+    E_t = the K_beta-th smallest error    beta      = min(median of E_t, its start)
+"""
+
 import logging
 import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from .losses import DynamicSmoothL1, center_errors
-from .matcher import DynamicMatcher
+from dcn_projects.config import reads
 
-__all__ = ["DynamicTraining"]
+__all__ = ["DynamicMatcher", "DynamicSmoothL1", "DynamicTraining"]
 
 # What a statistic is in an iteration without objects: both are at least 0.
 ABSENT = -1.0
+
+# A median below it only means that there are many objects: each is a proposal without error of its
+# own. As beta it would be a plain L1 loss, and at 0 the loss divides by it.
+MIN_BETA = 1e-6
+
+
+class DynamicMatcher(Matcher):
+    """
+    detectron2's matcher with one threshold between background and foreground, which follows the
+    proposals: dynamic label assignment.
+    """
+
+    def __init__(self, threshold: float):
+        """
+        Args:
+            threshold: IoU from which a proposal is foreground, at the start; also the lowest ever
+        """
+        super().__init__([threshold], [0, 1])
+        self.lowest = threshold
+
+    @property
+    def threshold(self) -> float:
+        return self.thresholds[1]  # between -inf and inf
+
+    @threshold.setter
+    def threshold(self, value: float):
+        self.thresholds[1] = value
+
+    def update(self, ious: Sequence[float]) -> float:
+        """
+        Args:
+            ious: the IoU of the K_I-th best proposal in each iteration of a window, at least one
+        Returns:
+            float: their mean, which is the new threshold unless it is below the lowest
+        """
+        # Exactly rounded, so that it does not depend on the order of the processes.
+        mean = math.fsum(ious) / len(ious)
+        self.threshold = max(mean, self.lowest)
+        return mean
+
+
+class DynamicSmoothL1:
+    """
+    SmoothL1 whose beta follows the regression errors of the proposals: dynamic SmoothL1 loss. Of a
+    difference x it is x^2 / (2 beta) below beta and |x| - beta / 2 above, with the gradients
+    x / beta and sign(x): the smaller beta, the larger the gradients of precise boxes. Heads of
+    detectron2, which have this loss with a fixed beta, are given the present one instead (see
+    `DynamicTraining`).
+    """
+
+    def __init__(self, beta: float):
+        """
+        Args:
+            beta: error at which the loss turns from quadratic to linear, at the start; also the
+                highest ever
+        """
+        self.beta = self.highest = beta
+
+    def update(self, errors: Sequence[float]) -> float:
+        """
+        Args:
+            errors: the K_beta-th smallest error in each iteration of a window, at least one
+        Returns:
+            float: the upper one of their medians, which is the new beta unless it is above the
+                highest. If it is 0, beta stays
+        """
+        median = sorted(errors)[len(errors) // 2]
+        if median >= MIN_BETA:
+            self.beta = min(median, self.highest)
+        return median
+
+    def __call__(self, input: Tensor, target: Tensor) -> Tensor:
+        """
+        Args:
+            input, target: of equal shapes
+        Returns:
+            Tensor: the sum over all elements, ()
+        """
+        return smooth_l1_loss(input, target, self.beta, reduction="sum")
+
+
+def center_errors(boxes: Tensor, gt_boxes: Tensor, weights: Sequence[float]) -> Tensor:
+    """
+    How far boxes are from their objects, as their regression targets tell: the mean of the
+    absolute targets of x and y, with dx = (x_gt - x) / width and dy = (y_gt - y) / height of the
+    centres (arXiv 1311.2524, Appendix C), each times its weight.
+
+    Args:
+        boxes, gt_boxes: (R, 4), x0, y0, x1, y1, the boxes not empty
+        weights: of the targets of x and y, and others that are not used
+    Returns:
+        Tensor: (R,)
+    """
+    corners = gt_boxes - boxes  # first of all, so that equal boxes have an error of exactly 0
+    moved = (corners[:, :2] + corners[:, 2:]) / 2
+    dx, dy = (moved / (boxes[:, 2:] - boxes[:, :2])).abs().unbind(dim=1)
+    return (weights[0] * dx + weights[1] * dy) / 2
 
 
 def proposal_statistics(
@@ -24,8 +131,8 @@ def proposal_statistics(
     gt_boxes: Sequence[Boxes],
     *,
     threshold: float,
-    iou_rank: int,
-    error_rank: int,
+    iou_topk: int,
+    error_topk: int,
     weights: Sequence[float],
     reference_quirk: bool = False,
 ) -> Tensor:
@@ -37,7 +144,7 @@ def proposal_statistics(
     Args:
         boxes, gt_boxes: proposals and objects of each image
         threshold: IoU from which a proposal is foreground
-        iou_rank, error_rank: K_I and K_beta of one image; of n images that have objects the ranks
+        iou_topk, error_topk: K_I and K_beta of one image; of n images that have objects the ranks
             are n times as large, among all their proposals
         weights: of the regression targets
         reference_quirk: as the authors' code, which compares a proposal below the threshold with
@@ -60,10 +167,10 @@ def proposal_statistics(
         errors.append(error if reference_quirk else error.masked_fill(~foreground, math.inf))
     if sum(map(len, ious)) == 0:
         return boxes[0].tensor.new_full((2,), ABSENT)
-    iou_rank, error_rank = iou_rank * len(ious), error_rank * len(ious)
+    iou_topk, error_topk = iou_topk * len(ious), error_topk * len(ious)
     ious, errors = torch.cat(ious), torch.cat(errors)
-    iou = ious.topk(min(iou_rank, len(ious))).values[-1]
-    smallest = errors.topk(min(error_rank, len(errors)), largest=False).values
+    iou = ious.topk(min(iou_topk, len(ious))).values[-1]
+    smallest = errors.topk(min(error_topk, len(errors)), largest=False).values
     error = smallest.masked_fill(smallest == math.inf, ABSENT).max()
     return torch.stack((iou, error))
 
@@ -85,11 +192,12 @@ def gather(values: Tensor) -> Tensor:
     return result
 
 
+@reads("MODEL.DYNAMIC_RCNN")
 class DynamicTraining(nn.Module):
     """
     The part of RoI heads that moves during the training of Dynamic R-CNN (arXiv 2004.06002,
-    Algorithm 1): an IoU threshold and the beta of SmoothL1, recomputed every `period` iterations
-    from statistics of the proposals. Heads with several stages have a pair for each stage.
+    Algorithm 1): an IoU threshold and the beta of SmoothL1, recomputed every `update_period`
+    iterations from statistics of the proposals. Heads with several stages have a pair for each.
 
     Heads own one as a child module, use `matchers` to label proposals, and in a training forward
 
@@ -102,7 +210,9 @@ class DynamicTraining(nn.Module):
     statistics. GPUs are waited for once a window.
     """
 
-    printed_scalars = ("dynamic_rcnn/iou_threshold", "dynamic_rcnn/beta")  # in the log line
+    # What only training reads, and the scalars that the log line of a training shows.
+    training_only = ("iou_threshold", "beta", "window")
+    printed_scalars = ("dynamic_rcnn/iou_threshold", "dynamic_rcnn/beta")
 
     def __init__(
         self,
@@ -111,9 +221,9 @@ class DynamicTraining(nn.Module):
         *,
         dla: bool,
         dsl: bool,
-        iou_rank: int,
-        error_rank: int,
-        period: int,
+        iou_topk: int,
+        error_topk: int,
+        update_period: int,
         sync: bool,
         reference_quirk: bool,
     ):
@@ -123,17 +233,16 @@ class DynamicTraining(nn.Module):
                 the highest beta ever
             dla: dynamic label assignment: let the threshold move
             dsl: dynamic SmoothL1 loss: let beta move
-            iou_rank, error_rank, reference_quirk: as in `proposal_statistics`
-            period: C, iterations of a window
+            iou_topk, error_topk, reference_quirk: as in `proposal_statistics`
+            update_period: C, iterations of a window
             sync: statistics of all processes, else each process has its own numbers
         """
         super().__init__()
         self.matchers = [DynamicMatcher(threshold) for threshold in thresholds]
         self.losses = [DynamicSmoothL1(beta) for beta in betas]
-        self.dla, self.dsl, self.period, self.sync = dla, dsl, period, sync
-        self.differs_between_processes = not sync
+        self.dla, self.dsl, self.update_period, self.sync = dla, dsl, update_period, sync
         self.options = dict(
-            iou_rank=iou_rank, error_rank=error_rank, reference_quirk=reference_quirk
+            iou_topk=iou_topk, error_topk=error_topk, reference_quirk=reference_quirk
         )
         self.measured = [None] * len(thresholds)
         self.start_message = ""
@@ -141,7 +250,7 @@ class DynamicTraining(nn.Module):
         self.register_buffer("iou_threshold", torch.tensor(thresholds, dtype=torch.float64))
         self.register_buffer("beta", torch.tensor(betas, dtype=torch.float64))
         processes = comm.get_world_size() if sync else 1
-        window = torch.full((period, processes, len(thresholds), 2), ABSENT)
+        window = torch.full((update_period, processes, len(thresholds), 2), ABSENT)
         self.register_buffer("window", window)
 
     @classmethod
@@ -161,7 +270,7 @@ class DynamicTraining(nn.Module):
                 "TEST.PRECISE_BN.ENABLED: its forward passes would count as iterations of Dynamic "
                 "R-CNN"
             )
-        for name in ("KI", "KE", "ITERATION_COUNT"):
+        for name in ("IOU_TOPK", "ERROR_TOPK", "UPDATE_PERIOD"):
             if keys[name] < 1:
                 raise ValueError(f"MODEL.DYNAMIC_RCNN.{name} is {keys[name]}, expected 1 or more")
         if keys.WARMUP_BETA <= 0:
@@ -179,12 +288,17 @@ class DynamicTraining(nn.Module):
             [beta] * len(thresholds),
             dla=keys.DLA,
             dsl=keys.DSL,
-            iou_rank=keys.KI,
-            error_rank=keys.KE,
-            period=keys.ITERATION_COUNT,
+            iou_topk=keys.IOU_TOPK,
+            error_topk=keys.ERROR_TOPK,
+            update_period=keys.UPDATE_PERIOD,
             sync=keys.SYNC,
             reference_quirk=keys.REFERENCE_QUIRK,
         )
+
+    @property
+    def differs_between_processes(self) -> bool:
+        """Whether each process has numbers of its own, of which a checkpoint has those of one."""
+        return not self.sync
 
     @torch.no_grad()
     def begin_stage(
@@ -230,12 +344,12 @@ class DynamicTraining(nn.Module):
         for stage, (matcher, loss) in enumerate(zip(self.matchers, self.losses)):
             self._log(stage, iou_threshold=matcher.threshold, beta=loss.beta)
 
-        row = storage.iter % self.period
+        row = storage.iter % self.update_period
         if row == 0:
             self.window.fill_(ABSENT)  # of the window before, or of another training
         measured = torch.stack(self.measured)
         self.window[row] = gather(measured) if self.sync else measured
-        if row == self.period - 1:
+        if row == self.update_period - 1:
             self._update(storage.iter)
 
     def _log(self, stage: int, **numbers: float):
