@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor, HookBase
@@ -101,7 +102,9 @@ def is_of(cfg: CfgNode) -> bool:
             print(f"{path} is not complete. The checkpoints beside it count as of this config.")
         return True
     try:
-        return read_config(path).dump() == cfg.dump()  # of an earlier version, with other keys
+        # An earlier version wrote other keys. Loaded again, tuples and lists are the same.
+        ours, saved = (yaml.safe_load(c.dump()) for c in (cfg, read_config(path)))
+        return ours == saved
     except (OSError, ValueError):
         return False
 

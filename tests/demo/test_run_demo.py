@@ -9,6 +9,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import yaml
 
 from tests.conftest import ROOT
 
@@ -96,8 +97,10 @@ def test_another_config(demo):
     assert not demo["is_of"](other)
     (folder / "config.yaml").write_text("NO_SUCH_KEY: 1\n")
     assert not demo["is_of"](cfg)
-    # Only what differs is written, as by hand: what counts are the values.
-    (folder / "config.yaml").write_text(f'_BASE_: "{ROOT / "configs" / demo["CONFIG"]}"\n')
+    # Of version 0.1, with the old name of a key: what counts are the values.
+    old = yaml.safe_load(cfg.dump())
+    old["MODEL"]["MIMIC"]["SIZE"] = old["MODEL"]["MIMIC"].pop("PATCH_SIZE")
+    (folder / "config.yaml").write_text(yaml.safe_dump(old))
     assert demo["is_of"](cfg) and not demo["is_of"](other)
     for n in (1, 2):
         (folder / "model_final.pth").write_text(str(n))
