@@ -3,6 +3,8 @@ from collections.abc import Callable
 from detectron2.config import CfgNode as CN
 from detectron2.projects.deeplab import add_deeplab_config as add_detectron2_deeplab_config
 
+from .config_renames import register_renames
+
 __all__ = ["add_dcn_config", "reads", "register_config"]
 
 _REGISTERED = []  # functions of users' own packages that add keys
@@ -55,6 +57,7 @@ def add_dcn_config(cfg: CN) -> None:
     add_test_augmentation_config(cfg)
     add_solver_config(cfg)
     add_data_loader_config(cfg)
+    register_renames(cfg)
     for add_keys in _REGISTERED:
         add_keys(cfg)
 

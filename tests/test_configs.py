@@ -1,11 +1,8 @@
 """Every leaf under configs/ builds, trains a step, evaluates, and has no key that nothing reads."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
@@ -14,31 +11,10 @@ from PIL import Image
 
 from dcn_projects import add_dcn_config
 from dcn_projects.engine import Trainer, task_of
+from tests.yaml_files import LEAVES, ROOT, all_keys_of
 
-ROOT = Path(__file__).parents[1] / "configs"
-LEAVES = sorted(p for p in ROOT.rglob("*.yaml") if not p.name.startswith("Base-"))
 # Many leaves that are rungs of a ladder: they are run with narrow layers, to save time.
 NARROW = ("DCNv2", "Mask-RCNN")
-
-
-def test_there_are_leaves():
-    assert len(LEAVES) >= 5
-
-
-def yaml_keys(path: Path):
-    """Paths of all keys that a file and its bases set."""
-    content = yaml.safe_load(path.read_text())
-    base = content.pop("_BASE_", None)
-    keys = yaml_keys(path.parent / base) if base else set()
-    stack = [((), content)]
-    while stack:
-        prefix, node = stack.pop()
-        for key, value in node.items():
-            if isinstance(value, dict):
-                stack.append((prefix + (key,), value))
-            else:
-                keys.add(prefix + (key,))
-    return keys
 
 
 @pytest.fixture
@@ -165,12 +141,13 @@ def test_config(path, tmp_path, random_dataset, reads):
     assert task in trainer._last_eval_results
 
     unread = []
-    for *parents, key in yaml_keys(path):
+    for name in sorted(all_keys_of(path) - {"VERSION"}):
+        *parents, key = name.split(".")
         node = cfg
         for parent in parents:
             node = node[parent]
-        if (frozenset(node), key) not in reads and key != "VERSION":
-            unread.append(".".join([*parents, key]))
+        if (frozenset(node), key) not in reads:
+            unread.append(name)
     assert not unread, f"nothing reads {unread}"
 
 

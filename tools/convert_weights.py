@@ -21,12 +21,12 @@ import shlex
 import sys
 
 import torch
-from detectron2.modeling import build_model
 
-from dcn_projects.checkpoint import convert_weights
-from dcn_projects.checkpoint.settings import reorders_anchors
+from dcn_projects.checkpoint import convert_weights, training_only_names
+from dcn_projects.checkpoint.original_settings import reorders_anchors
 from dcn_projects.engine import read_config
 from dcn_projects.errors import one_line_errors
+from dcn_projects.modeling import build_model
 
 
 def main():
@@ -54,9 +54,15 @@ def main():
         cfg = read_config(args.config_file, ["MODEL.DEVICE=meta", *args.opts])
         # On the device "meta" there are names and shapes without memory or initialisation.
         with one_line_errors(args.config_file), torch.device("meta"):
-            shapes = {name: tuple(t.shape) for name, t in build_model(cfg).state_dict().items()}
+            model = build_model(cfg)
         kind, differing = convert_weights(
-            args.source, args.output, cfg, shapes, args.normalized_boxes, args.legacy_anchors
+            args.source,
+            args.output,
+            cfg,
+            {name: tuple(t.shape) for name, t in model.state_dict().items()},
+            args.normalized_boxes,
+            args.legacy_anchors,
+            training_only_names(model),
         )
     except (OSError, ValueError) as e:
         sys.exit(f"error: {e}")

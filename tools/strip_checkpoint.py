@@ -15,8 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dcn_projects.checkpoint import check_weights
-from dcn_projects.checkpoint.load import OF_TRAINING
+from dcn_projects.checkpoint import check_weights, training_only_entries
 
 
 def strip(source: Path, output: Path) -> None:
@@ -36,7 +35,8 @@ def strip(source: Path, output: Path) -> None:
     weights = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
         raise ValueError(f"{source} holds no parameters with names")
-    kept = {name: value for name, value in weights.items() if not OF_TRAINING.fullmatch(name)}
+    left_out = training_only_entries(content)
+    kept = {name: value for name, value in weights.items() if name not in left_out}
     part = output.with_suffix(".part")
     torch.save({"model": kept}, part)
     part.replace(output)  # whole, or not at all

@@ -1,11 +1,13 @@
-from .check import check_weights
+from .check_file import check_weights
 from .convert import convert_weights
-from .load import load_to_start, load_trained, training_only_names
+from .load import load_to_start, load_trained
+from .training_only import training_only_entries, training_only_names
 
 __all__ = [
     "check_weights",
     "convert_weights",
     "load_to_start",
     "load_trained",
+    "training_only_entries",
     "training_only_names",
 ]

@@ -3,7 +3,7 @@ import pickle
 import struct
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from detectron2.config import CfgNode
 from .maskrcnn_benchmark import TREB1EN, convert_maskrcnn_benchmark, read_pth
 from .mxnet import ModelOptions, convert_mxnet
 from .mxnet_params import MAGIC, read_params
-from .settings import anchor_order, check_pixels, check_stride, differences, heads_settings
+from .original_settings import anchor_order, check_pixels, check_stride, differences, heads_settings
 from .tensorpack import convert_tensorpack, read_npz
 
 __all__ = ["convert_weights"]
@@ -35,7 +35,7 @@ class Conversion(NamedTuple):
     settings: dict[str, object]
 
 
-def _convert_mxnet(path, cfg: CfgNode, shapes, boxes_normalized: bool) -> Conversion:
+def _convert_mxnet(path, cfg: CfgNode, shapes, training_only, boxes_normalized: bool) -> Conversion:
     keys = cfg.MODEL
     check_pixels(cfg, (123.15, 115.90, 103.06), (1.0, 1.0, 1.0))
     options = ModelOptions(
@@ -45,24 +45,30 @@ def _convert_mxnet(path, cfg: CfgNode, shapes, boxes_normalized: bool) -> Conver
         rpn_box_weights=keys.RPN.BBOX_REG_WEIGHTS,
         boxes_normalized=boxes_normalized,
     )
-    network, params = convert_mxnet(read_params(path), shapes, options)
+    network, params = convert_mxnet(read_params(path), shapes, options, training_only)
     settings = {}
     if any(keys.RESNETS.DEFORM_ON_PER_STAGE):
         settings["MODEL.RESNETS.DEFORM_LEGACY_BORDER"] = True
     return Conversion(f"MXNet {network}", params, settings)
 
 
-def _convert_tensorpack(path, cfg: CfgNode, shapes, legacy_anchors: bool) -> Conversion:
+def _convert_tensorpack(
+    path, cfg: CfgNode, shapes, training_only, legacy_anchors: bool
+) -> Conversion:
     check_pixels(cfg, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
     check_stride(cfg, in_1x1=False)
     network, params = convert_tensorpack(
-        read_npz(path), shapes, cfg.INPUT.FORMAT == "BGR", anchor_order(cfg, legacy_anchors)
+        read_npz(path),
+        shapes,
+        cfg.INPUT.FORMAT == "BGR",
+        anchor_order(cfg, legacy_anchors),
+        training_only,
     )
     settings = heads_settings(cfg, "ROIAlignV2", legacy_anchors) if network == "detector" else {}
     return Conversion(f"tensorpack {network}", params, settings)
 
 
-def _convert_maskrcnn_benchmark(path, cfg: CfgNode, shapes) -> Conversion:
+def _convert_maskrcnn_benchmark(path, cfg: CfgNode, shapes, training_only) -> Conversion:
     mean = [122.7717, 115.9465, 102.9801]
     check_pixels(cfg, mean, (1.0, 1.0, 1.0))
     arrays = read_pth(path)
@@ -74,7 +80,11 @@ def _convert_maskrcnn_benchmark(path, cfg: CfgNode, shapes) -> Conversion:
     is_frozen = any(name.endswith("stem.bn1.running_var") for name in arrays)
     check_stride(cfg, in_1x1=is_frozen and cfg.MODEL.RESNETS.NUM_GROUPS == 1)
     network, params = convert_maskrcnn_benchmark(
-        arrays, shapes, cfg.INPUT.FORMAT == "BGR", anchor_order(cfg, ratio_first=True)
+        arrays,
+        shapes,
+        cfg.INPUT.FORMAT == "BGR",
+        anchor_order(cfg, ratio_first=True),
+        training_only,
     )
     if network == TREB1EN:
         network += ", to train on: the heads here have ReLUs in other places"
@@ -116,6 +126,7 @@ def convert_weights(
     shapes: Mapping[str, tuple[int, ...]],
     boxes_normalized: bool = False,
     legacy_anchors: bool = False,
+    training_only: Collection[str] = (),
 ) -> tuple[str, dict[str, object]]:
     """
     Turn weights of an original implementation into a checkpoint that MODEL.WEIGHTS can name. The
@@ -129,6 +140,7 @@ def convert_weights(
         shapes: name -> shape of every parameter and buffer of the model
         boxes_normalized: see `convert_mxnet`; only for MXNet
         legacy_anchors: the anchors of a detector of tensorpack from before May 2019
+        training_only: names in `shapes` that the source needs not have, see `training_only_names`
     Returns:
         str, dict: what was in the source, and the settings, by full key, with which the original
             detects and which are others in `cfg`. What is written is for `cfg`: where
@@ -155,11 +167,11 @@ def convert_weights(
             if given and kind != of:
                 raise ValueError(f"{option} is for {of}, the file is of {kind}")
         if kind == "MXNet":
-            converted = _convert_mxnet(source, cfg, shapes, boxes_normalized)
+            converted = _convert_mxnet(source, cfg, shapes, training_only, boxes_normalized)
         elif kind == "tensorpack":
-            converted = _convert_tensorpack(source, cfg, shapes, legacy_anchors)
+            converted = _convert_tensorpack(source, cfg, shapes, training_only, legacy_anchors)
         else:
-            converted = _convert_maskrcnn_benchmark(source, cfg, shapes)
+            converted = _convert_maskrcnn_benchmark(source, cfg, shapes, training_only)
     except ValueError as e:
         raise ValueError(str(e) if str(source) in str(e) else f"{source}: {e}") from None
     _write(output, converted.params)

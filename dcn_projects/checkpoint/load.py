@@ -1,5 +1,4 @@
 import pickle
-import re
 from collections.abc import Mapping
 
 from detectron2.checkpoint import DetectionCheckpointer
@@ -7,12 +6,10 @@ from torch import nn
 
 from dcn_projects.errors import one_line
 
-from .names import first_names, resnet_blocks
+from .parameter_names import differing_stages, first_names
+from .training_only import training_only_entries, training_only_names
 
-__all__ = ["load_to_start", "load_trained", "training_only_names"]
-
-# Counters, the classifier of mimicked patches, and the numbers of Dynamic R-CNN.
-OF_TRAINING = re.compile(r".*num_batches_tracked|mimic_score\..*|roi_heads\.dynamic\..*")
+__all__ = ["load_to_start", "load_trained"]
 
 _NUM_NAMED = 3  # parameters of each kind that an error names
 
@@ -22,10 +19,13 @@ class _Checkpointer(DetectionCheckpointer):
         if not isinstance(checkpoint["model"], Mapping):
             raise ValueError("it holds no parameters with names")
         weights, own = dict(checkpoint["model"]), self.model.state_dict()
-        for name in [name for name in weights if name.endswith("dynamic.window")]:
-            # That of another number of processes is no part of the model: see DynamicTraining.
-            if name in own and own[name].shape != weights[name].shape:
+        # What only training reads starts anew where it has another shape, such as statistics that
+        # were taken in another number of processes.
+        self.training_only = training_only_names(self.model)
+        for name in self.training_only & weights.keys():
+            if own[name].shape != weights[name].shape:
                 del weights[name]
+        self.left_over = training_only_entries(checkpoint)
         found = super()._load_model({**checkpoint, "model": weights})
         self.check(found)
         return found
@@ -36,10 +36,8 @@ class _WholeCheckpointer(_Checkpointer):
         for name, value in self.model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise ValueError(f"it has values in {name} that are not finite")
-        missing, unknown = (
-            [name for name in names if not OF_TRAINING.fullmatch(name)]
-            for names in (found.missing_keys, found.unexpected_keys)
-        )
+        missing = [name for name in found.missing_keys if name not in self.training_only]
+        unknown = [name for name in found.unexpected_keys if name not in self.left_over]
         shapes = [f"{name} {got} and not {want}" for name, got, want in found.incorrect_shapes]
         unfit = {name for name, *_ in found.incorrect_shapes}
         problems = {
@@ -61,19 +59,13 @@ class _WholeCheckpointer(_Checkpointer):
 
 class _StartCheckpointer(_Checkpointer):
     def check(self, found):
-        own = [name for name in self.model.state_dict() if not OF_TRAINING.fullmatch(name)]
-        missing = set(found.missing_keys)
-        in_file = resnet_blocks(
-            [*(name for name in own if name not in missing), *found.unexpected_keys]
-        )
-        in_model = resnet_blocks(own)
-        for stage in sorted(in_file.keys() & in_model.keys()):
-            if in_file[stage] != in_model[stage]:
-                raise ValueError(
-                    f"it is of another depth than the config: it has {len(in_file[stage])} blocks "
-                    f"in {stage}, and with MODEL.RESNETS.DEPTH the model has "
-                    f"{len(in_model[stage])}"
-                )
+        own = self.model.state_dict().keys() - self.training_only
+        in_file = [*(own - set(found.missing_keys)), *found.unexpected_keys]
+        for stage, saved, wanted in differing_stages(in_file, own):
+            raise ValueError(
+                f"it is of another depth than the config: it has {saved} blocks in {stage}, and "
+                f"with MODEL.RESNETS.DEPTH the model has {wanted}"
+            )
 
 
 def load_trained(model: nn.Module, path: str) -> dict:
@@ -111,8 +103,3 @@ def _load(checkpointer: _Checkpointer, path: str) -> dict:
         raise ValueError(f"{path}: {e}") from None
     except (pickle.UnpicklingError, AssertionError, AttributeError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is no checkpoint of detectron2 ({one_line(e)})") from e
-
-
-def training_only_names(model: nn.Module) -> set[str]:
-    """Names of the parameters and buffers that only training reads."""
-    return {name for name in model.state_dict() if OF_TRAINING.fullmatch(name)}

@@ -1,14 +1,13 @@
 import pickle
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from os import PathLike
 
 import numpy as np
 import torch
 
-from .names import first_names
-from .rules import (
+from .conversion_rules import (
     Rule,
     apply_rules,
     background_last,
@@ -17,6 +16,7 @@ from .rules import (
     reorder_anchors,
     resnet_prefixes,
 )
+from .parameter_names import first_names
 
 __all__ = ["convert_maskrcnn_benchmark", "read_pth"]
 
@@ -224,6 +224,7 @@ def convert_maskrcnn_benchmark(
     shapes: Mapping[str, tuple[int, ...]],
     bgr: bool,
     anchor_order: Sequence[int],
+    training_only: Collection[str] = (),
 ) -> tuple[str, dict[str, np.ndarray]]:
     """
     Turn the weights of a detector of maskrcnn-benchmark, of Dynamic R-CNN, which is built on it, or
@@ -234,9 +235,10 @@ def convert_maskrcnn_benchmark(
         shapes: name -> shape of every parameter and buffer of the model
         bgr: the model reads BGR, as the originals do
         anchor_order: of an RPN's cell; anchor i of the model is anchor_order[i] of the original
+        training_only: names in `shapes` of what only training reads, which no source needs to have
     Returns:
-        the network in words, and name -> array, float32, of everything in `shapes` but counters
-        of batches
+        the network in words, and name -> array, float32, of everything in `shapes` that inference
+        reads
     Raises:
         ValueError: if anything is unknown, missing or misshapen, see `apply_rules`
     """
@@ -276,5 +278,11 @@ def convert_maskrcnn_benchmark(
         return rule
 
     return network, apply_rules(
-        f"a {network}", arrays, find_rule, shapes, expected_parameters(shapes), left_out, unfit
+        f"a {network}",
+        arrays,
+        find_rule,
+        shapes,
+        expected_parameters(shapes, training_only),
+        left_out,
+        unfit,
     )

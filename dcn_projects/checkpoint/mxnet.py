@@ -1,11 +1,11 @@
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from .rules import (
+from .conversion_rules import (
     Rule,
     apply_rules,
     background_last,
@@ -172,7 +172,10 @@ def _find_rule(name: str, layers: dict[str, Rule], backbone: str, bgr: bool) -> 
 
 
 def convert_mxnet(
-    arrays: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], options: ModelOptions
+    arrays: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    options: ModelOptions,
+    training_only: Collection[str] = (),
 ) -> tuple[str, dict[str, np.ndarray]]:
     """
     Turn the arrays of a network of the MXNet code of Deformable ConvNets, or of the ResNet that
@@ -187,9 +190,11 @@ def convert_mxnet(
         arrays: "arg:NAME" or "aux:NAME" -> array
         shapes: name -> shape of every parameter and buffer of the model
         options: of the model
+        training_only: names in `shapes` of what only training reads, which no source needs to have
     Returns:
-        the name of the network, and name -> array, float32, of everything in `shapes`; from an
-        ImageNet classifier only its ResNet, without the offset layers, which it does not have
+        the name of the network, and name -> array, float32, of everything in `shapes` that
+        inference reads; from an ImageNet classifier only its ResNet, without the offset layers,
+        which it does not have
     Raises:
         ValueError: if anything is unknown, missing or misshapen, see `apply_rules`
     """
@@ -200,7 +205,7 @@ def convert_mxnet(
         if not layers or f"arg:{next(iter(layers))}_weight" in arrays
     )
     backbone, _ = resnet_prefixes(shapes)
-    expected = expected_parameters(shapes, resnet_only=network == _CLASSIFIER)
+    expected = expected_parameters(shapes, training_only, resnet_only=network == _CLASSIFIER)
     unfit = []
     detecting = _detecting_boxes(arrays, layers, options, unfit)
 

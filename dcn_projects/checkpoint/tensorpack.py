@@ -1,13 +1,13 @@
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from os import PathLike
 
 import numpy as np
 
-from .rules import (
+from .conversion_rules import (
     Rule,
     apply_rules,
     background_last,
@@ -160,6 +160,7 @@ def convert_tensorpack(
     shapes: Mapping[str, tuple[int, ...]],
     bgr: bool,
     anchor_order: Sequence[int],
+    training_only: Collection[str] = (),
 ) -> tuple[str, dict[str, np.ndarray]]:
     """
     Turn the arrays of one of tensorpack's R-CNN models, or of the ResNet that it starts from, into
@@ -170,9 +171,11 @@ def convert_tensorpack(
         shapes: name -> shape of every parameter and buffer of the model
         bgr: the model reads BGR, as the original does
         anchor_order: of an RPN's cell; anchor i of the model is anchor_order[i] of the original
+        training_only: names in `shapes` of what only training reads, which no source needs to have
     Returns:
-        the network in words, and name -> array, float32, of everything in `shapes`; from an
-        ImageNet classifier only its ResNet, without offset layers, which it does not have
+        the network in words, and name -> array, float32, of everything in `shapes` that inference
+        reads; from an ImageNet classifier only its ResNet, without offset layers, which it does not
+        have
     Raises:
         ValueError: if anything is unknown, missing or misshapen, see `apply_rules`. Shapes are
             those of PyTorch's layout
@@ -199,7 +202,7 @@ def convert_tensorpack(
             {name: to_pytorch(array) for name, array in arrays.items()},
             find_rule,
             shapes,
-            expected_parameters(shapes, resnet_only=is_classifier),
+            expected_parameters(shapes, training_only, resnet_only=is_classifier),
             left_out,
         )
     except ValueError as e:

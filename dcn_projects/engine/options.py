@@ -2,10 +2,13 @@
 
 import ast
 import difflib
+import logging
 import re
 from collections.abc import Iterable, Iterator
 
-from detectron2.config import CfgNode, get_cfg
+from yacs.config import CfgNode  # that of detectron2 is one, and detectron2 takes long to import
+
+from dcn_projects.config_renames import rename_option
 
 __all__ = ["TENSORPACK_KEYS", "is_key", "is_option", "merge_options", "option_pairs"]
 
@@ -77,11 +80,14 @@ def merge_options(cfg: CfgNode, opts: Iterable[str]) -> None:
     """
     Args:
         cfg: changed in place
-        opts: see `option_pairs`
+        opts: see `option_pairs`. Keys of version 0.1 are translated, and the log says so
     Raises:
         ValueError: for a key that does not exist, has no value or one of the wrong type
     """
     for key, text in option_pairs(opts):
+        key, text, lines = rename_option(cfg, key, text)
+        for line in lines:
+            logging.getLogger(__name__).warning(f"{line}.")
         old = _find(cfg, key)
         value = text
         if isinstance(old, float) and type(_literal(text)) is int:
@@ -104,8 +110,12 @@ def is_option(word: str) -> bool:
     of ours or of tensorpack.
     """
     key, equals, _ = word.partition("=")
-    groups = {name.partition(".")[0] for name in TENSORPACK_KEYS} | set(get_cfg())
-    return is_key(key) and (bool(equals) or key.partition(".")[0] in groups)
+    if not is_key(key) or equals:
+        return is_key(key)
+    from detectron2.config import get_cfg  # imports torch, which --help does without
+
+    group = key.partition(".")[0]
+    return group in get_cfg() or any(group == name.partition(".")[0] for name in TENSORPACK_KEYS)
 
 
 def _find(cfg: CfgNode, key: str):

@@ -44,12 +44,17 @@ def narrow_opts(original, rpn: int) -> list:
     return [v for key, value in keys.items() for v in (f"MODEL.{key}", value)]
 
 
-def shapes_of(cfg):
-    """Name -> shape, without memory."""
+def meta_model(cfg):
+    """A model with names and shapes, without memory."""
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        return {name: tuple(p.shape) for name, p in build_model(cfg).state_dict().items()}
+        return build_model(cfg)
+
+
+def shapes_of(cfg):
+    """Name -> shape."""
+    return {name: tuple(p.shape) for name, p in meta_model(cfg).state_dict().items()}
 
 
 def zeros(shapes):

@@ -5,7 +5,12 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
-from dcn_projects.checkpoint import load_to_start, load_trained
+from dcn_projects.checkpoint import (
+    load_to_start,
+    load_trained,
+    training_only_entries,
+    training_only_names,
+)
 
 
 def make(norm=nn.BatchNorm2d, channels=2, **more):
@@ -45,10 +50,63 @@ def test_what_does_not_fit_is_named(path):
     assert "lacks" not in str(error.value) and "\n" not in str(error.value)
 
 
+class Statistics(nn.Module):
+    """Numbers that only training reads, and a scale that inference needs."""
+
+    training_only = ("window",)
+
+    def __init__(self, size=3):
+        super().__init__()
+        self.register_buffer("window", torch.full((size,), float(size)))
+        self.register_buffer("scale", torch.ones(1))
+
+
+def test_names_of_what_only_training_reads():
+    model = make(statistics=Statistics(), plain=nn.ModuleDict({"window": nn.Linear(1, 1)}))
+    counter = "norm.num_batches_tracked"
+    assert training_only_names(model) == {"statistics.window", counter}
+    model.training_only = ("conv", "plain")  # children, with all that is below them
+    plain, conv = ("plain.window.weight", "plain.window.bias"), ("conv.weight", "conv.bias")
+    assert training_only_names(model) == {"statistics.window", counter, *plain, *conv}
+    model.training_only = ("con",)
+    with pytest.raises(AttributeError, match="con"):
+        training_only_names(model)
+
+
 def test_what_only_training_reads_may_be_missing_or_left_over(path, tmp_path):
-    load_trained(make(mimic_score=nn.Linear(1, 1)), path)
-    torch.save({"model": make(mimic_score=nn.Linear(1, 1)).state_dict()}, tmp_path / "mimic.pth")
-    load_trained(make(), str(tmp_path / "mimic.pth"))
+    with pytest.raises(ValueError, match="it lacks statistics.scale. Give"):
+        load_trained(make(statistics=Statistics()), path)
+
+    trained = make(statistics=Statistics())
+    content = {"model": trained.state_dict(), "training_only": training_only_names(trained)}
+    torch.save(content, tmp_path / "trained.pth")
+    with pytest.raises(ValueError, match="the model has no statistics.scale. Give"):
+        load_trained(make(), str(tmp_path / "trained.pth"))
+
+    del content["model"]["statistics.window"]
+    torch.save(content, tmp_path / "stripped.pth")
+    load_trained(make(statistics=Statistics()), str(tmp_path / "stripped.pth"))
+
+
+def test_what_only_training_reads_may_have_another_shape(tmp_path):
+    trained, other = make(statistics=Statistics(3)), make(statistics=Statistics(4))
+    nn.init.zeros_(trained["statistics"].scale)
+    torch.save({"model": trained.state_dict()}, tmp_path / "trained.pth")
+    for load in (load_trained, load_to_start):
+        load(other, str(tmp_path / "trained.pth"))
+        assert other["statistics"].window.tolist() == [4] * 4 and other["statistics"].scale == 0
+
+
+@pytest.mark.parametrize("name", ["mimic_score.weight", "roi_heads.dynamic.window"])
+def test_version_0_1_does_not_say_what_only_training_reads(name, path):
+    content = torch.load(path)
+    content["model"][name] = torch.zeros(1)
+    torch.save(content, path)
+    load_trained(make(), path)
+    assert training_only_entries(content) == {name, "norm.num_batches_tracked"}
+    torch.save(content | {"training_only": []}, path)
+    with pytest.raises(ValueError, match=f"the model has no {name}"):
+        load_trained(make(), path)
 
 
 def make_resnet(**blocks):

@@ -14,16 +14,23 @@ from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
 from dcn_projects import add_dcn_config
-from dcn_projects.checkpoint import convert_weights, load_trained
+from dcn_projects.checkpoint import convert_weights, load_trained, training_only_names
 from dcn_projects.checkpoint.maskrcnn_benchmark import convert_maskrcnn_benchmark, read_pth
-from dcn_projects.checkpoint.settings import (
+from dcn_projects.checkpoint.original_settings import (
     check_pixels,
     check_stride,
     differences,
     heads_settings,
 )
 from tests.checkpoint.maskrcnn_benchmark_networks import MaskRCNNBenchmark
-from tests.checkpoint.narrow_models import check_outputs, make_cfg, narrow_opts, shapes_of, zeros
+from tests.checkpoint.narrow_models import (
+    check_outputs,
+    make_cfg,
+    meta_model,
+    narrow_opts,
+    shapes_of,
+    zeros,
+)
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BOX, MASK = "COCO-Detection/faster_rcnn_R_50_", "COCO-InstanceSegmentation/mask_rcnn_R_50_"
@@ -168,7 +175,9 @@ def source(model):
 
 
 def test_anchors_of_a_generator_that_has_ratios_first(tmp_path):
-    original, cfg = narrow("C4 Faster", "MODEL.ANCHOR_GENERATOR.NAME", "MXNetAnchorGenerator")
+    original, cfg = narrow(
+        "C4 Faster", "MODEL.ANCHOR_GENERATOR.NAME", "PyFasterRCNNAnchorGenerator"
+    )
     arrays = random_arrays(original.parameters())
     check_outputs(original, convert(cfg, arrays, tmp_path), arrays)
 
@@ -359,9 +368,11 @@ def test_configs_of_dynamic_rcnn(leaf):
     units, dcn = ((3, 4, 23, 3), "v2") if "101" in leaf else ((3, 4, 6, 3), "")
     original = MaskRCNNBenchmark(True, False, flat=True, units=units, dcn=dcn)
     ones = {n: np.broadcast_to(np.float32(1), s) for n, s in original.parameters().items()}
+    names = training_only_names(meta_model(cfg))
+    assert "roi_heads.dynamic.window" in names
     with pytest.raises(ValueError, match=r"model\nthe model has no parameter for\n    unknown$"):
         convert_maskrcnn_benchmark(
-            ones | {"unknown": np.ones(1)}, shapes_of(cfg), True, range(original.anchors)
+            ones | {"unknown": np.ones(1)}, shapes_of(cfg), True, range(original.anchors), names
         )
     check_pixels(cfg, (122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0))
     check_stride(cfg, in_1x1=True)

@@ -129,11 +129,11 @@ def test_a_model_that_reads_rgb(tmp_path):
     check_outputs(original, convert(cfg, arrays, tmp_path), arrays, "RGB")
 
 
-LEGACY = ["MODEL.ANCHOR_GENERATOR.NAME", "MXNetAnchorGenerator"]
+LEGACY = ["MODEL.ANCHOR_GENERATOR.NAME", "PyFasterRCNNAnchorGenerator"]
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("opts", [[], LEGACY], ids=["default", "MXNetAnchorGenerator"])
+@pytest.mark.parametrize("opts", [[], LEGACY], ids=["default", "PyFasterRCNNAnchorGenerator"])
 def test_outputs_belong_to_the_anchors_of_the_original(opts, legacy, tmp_path):
     """Sizes first, or, before May 2019, ratios first."""
     original, cfg = narrow("C4 Faster", *opts)

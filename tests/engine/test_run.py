@@ -116,14 +116,6 @@ MISTAKES = {
         ["TEST.WINDOW_SIZE", "RFCN", "DeepLab"],
     ),
     "scales": (SCALES + " [480,576]", ["TEST.AUG.SCALES", "480"]),
-    "augmentation of a cascade": (
-        SCALES
-        + " [] TEST.AUG.MERGE raw MODEL.META_ARCHITECTURE GeneralizedRCNN"
-        + " MODEL.ROI_BOX_HEAD.REDUCED_DIM 0 MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlign"
-        + " MODEL.ROI_BOX_HEAD.NAME FastRCNNConvFCHead MODEL.ROI_BOX_HEAD.NUM_FC 1"
-        + " MODEL.ROI_HEADS.NAME CascadeROIHeads",
-        ["TEST.AUG.MERGE"],
-    ),
     "pooling of other heads": (
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE ModulatedDeformROIPool"
         + " MODEL.META_ARCHITECTURE GeneralizedRCNN MODEL.ROI_HEADS.NAME StandardROIHeads",

@@ -107,7 +107,7 @@ def test_tensorpack(run_tool, tmp_path):
     assert (code, printed) == (
         0,
         written + "note: the original has other settings. For the same results set "
-        "MODEL.ANCHOR_GENERATOR.NAME MXNetAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5\n",
+        "MODEL.ANCHOR_GENERATOR.NAME PyFasterRCNNAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5\n",
     )
     np.savez(tmp_path / "gn.npz", **random_arrays(GN_ORIGINAL.resnet()))
     code, printed = run_tool(*arguments)
@@ -138,7 +138,7 @@ def test_maskrcnn_benchmark(run_tool, tmp_path):
     assert code == 0 and printed.endswith(
         "b.pth is written from " + str(tmp_path / "a.pth") + ": maskrcnn-benchmark detector\n"
         "note: the original has other settings. For the same results set "
-        "MODEL.ANCHOR_GENERATOR.NAME MXNetAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5 "
+        "MODEL.ANCHOR_GENERATOR.NAME PyFasterRCNNAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5 "
         "MODEL.ROI_BOX_HEAD.POOLER_TYPE ROIAlign "
         "MODEL.PIXEL_MEAN '[102.9801, 115.9465, 122.7717]'\n"
     )

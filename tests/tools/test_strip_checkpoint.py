@@ -4,19 +4,19 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from dcn_projects.checkpoint import load_trained
-from tests.modeling.narrow_models import make_mimic_cfg
+from dcn_projects.checkpoint import load_trained, training_only_names
+from dcn_projects.engine import read_config
 
 TOOL = "tools/strip_checkpoint.py"
+CONFIG = "configs/DCNv2/mask_rcnn_R_14_FPN_gn_mdconv_mdpool_mimic_digits.yaml"
 
 
 def make_model(architecture, heads, pooling):
-    cfg = make_mimic_cfg()
-    cfg.MODEL.META_ARCHITECTURE, cfg.MODEL.ROI_HEADS.NAME = architecture, heads
+    opts = ["MODEL.DEVICE=cpu", f"MODEL.META_ARCHITECTURE={architecture}"]
+    opts += [f"MODEL.ROI_HEADS.NAME={heads}", "MODEL.RESNETS.NORM=BN"]
     if not pooling:
-        cfg.MODEL.ROI_BOX_HEAD.update(dict(POOLER_TYPE="ROIAlignV2", REDUCED_DIM=0))
-        cfg.MODEL.ROI_MASK_HEAD.POOLER_TYPE = "ROIAlignV2"
-    return build_model(cfg)
+        opts += [f"MODEL.ROI_{head}_HEAD.POOLER_TYPE=ROIAlignV2" for head in ("BOX", "MASK")]
+    return build_model(read_config(CONFIG, opts))
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,13 @@ def make_model(architecture, heads, pooling):
         (("GeneralizedRCNN", "DynamicROIHeads"), ("GeneralizedRCNN", "OHEMROIHeads"), False),
     ],
 )
-def test_the_weights_are_left(trained, plain, pooling, run_program, tmp_path):
+@pytest.mark.parametrize("version", ["0.1", "now"])
+def test_the_weights_are_left(trained, plain, pooling, version, run_program, tmp_path):
+    """Version 0.1 did not note in a checkpoint what only training reads."""
     model, without = make_model(*trained, pooling), make_model(*plain, pooling)
     content = {"model": model.state_dict(), "optimizer": {"x": torch.zeros(1000)}, "iteration": 9}
+    if version == "now":
+        content["training_only"] = sorted(training_only_names(model))
     torch.save(content, tmp_path / "model_final.pth")
     code, text = run_program(TOOL, tmp_path / "model_final.pth", tmp_path / "detector.pth")
     assert code == 0 and "detector.pth" in text
@@ -40,6 +44,14 @@ def test_the_weights_are_left(trained, plain, pooling, run_program, tmp_path):
         assert torch.equal(value, model.state_dict()[name])
     for each in (model, without):
         load_trained(each, str(tmp_path / "detector.pth"))
+
+
+def test_a_checkpoint_says_what_only_training_reads(run_program, tmp_path):
+    weights = {name: torch.zeros(1) for name in ("score.weight", "score.window", "mimic_score.w")}
+    torch.save({"model": weights, "training_only": ["score.window"]}, tmp_path / "a.pth")
+    run_program(TOOL, tmp_path / "a.pth", tmp_path / "b.pth")
+    kept = torch.load(tmp_path / "b.pth", weights_only=True)["model"]
+    assert set(kept) == {"score.weight", "mimic_score.w"}
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import pytest
 from detectron2.config import get_cfg
 
-from dcn_projects.checkpoint.settings import (
+from dcn_projects.checkpoint.original_settings import (
     anchor_order,
     check_pixels,
     check_stride,
@@ -42,19 +42,24 @@ def test_stride(cfg):
         check_stride(cfg, in_1x1=False)
 
 
-def test_anchor_order(cfg):
-    """Of two sizes and three ratios, ratio first: small and large of 0.5, of 1, of 2."""
+@pytest.mark.parametrize("name", ["PyFasterRCNNAnchorGenerator", "MXNetAnchorGenerator"])
+def test_anchor_order(name, cfg):
+    """
+    Of two sizes and three ratios, ratio first: small and large of 0.5, of 1, of 2. The generator
+    has a second, older name.
+    """
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64]]
     assert anchor_order(cfg, ratio_first=False) == [0, 1, 2, 3, 4, 5]
     assert anchor_order(cfg, ratio_first=True) == [0, 2, 4, 1, 3, 5]
-    cfg.MODEL.ANCHOR_GENERATOR.NAME = "MXNetAnchorGenerator"
+    cfg.MODEL.ANCHOR_GENERATOR.NAME = name
+    assert not differences(cfg, {"MODEL.ANCHOR_GENERATOR.NAME": "PyFasterRCNNAnchorGenerator"})
     assert anchor_order(cfg, ratio_first=True) == [0, 1, 2, 3, 4, 5]
     assert anchor_order(cfg, ratio_first=False) == [0, 3, 1, 4, 2, 5]
 
 
 def test_settings_that_reorder_anchors(cfg):
     """A generator with ratios first does where there are several sizes; an offset does not."""
-    mxnet = {"MODEL.ANCHOR_GENERATOR.NAME": "MXNetAnchorGenerator"}
+    mxnet = {"MODEL.ANCHOR_GENERATOR.NAME": "PyFasterRCNNAnchorGenerator"}
     cfg.MODEL.ANCHOR_GENERATOR.SIZES = [[32, 64]]
     cfg.freeze()
     assert reorders_anchors(cfg, mxnet | {"MODEL.PIXEL_MEAN": [102.9801, 115.9465, 122.7717]})
@@ -67,7 +72,7 @@ def test_settings_that_reorder_anchors(cfg):
 def test_settings_of_the_heads(cfg):
     """Those that a model has no use for are not named."""
     legacy = {
-        "MODEL.ANCHOR_GENERATOR.NAME": "MXNetAnchorGenerator",
+        "MODEL.ANCHOR_GENERATOR.NAME": "PyFasterRCNNAnchorGenerator",
         "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
     }
     sampling = "MODEL.{}.POOLER_SAMPLING_RATIO"

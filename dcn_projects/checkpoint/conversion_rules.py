@@ -1,11 +1,11 @@
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .load import OF_TRAINING
-from .names import first_names, resnet_blocks
+from .parameter_names import differing_stages, first_names
+from .training_only import is_counter
 
 __all__ = [
     "Rule",
@@ -52,31 +52,23 @@ def resnet_prefixes(names: Iterable[str]) -> tuple[str, str]:
     return backbone, "roi_heads." if is_c4 else backbone
 
 
-def expected_parameters(shapes: Iterable[str], resnet_only: bool = False) -> list[str]:
+def expected_parameters(
+    shapes: Iterable[str], training_only: Collection[str] = (), resnet_only: bool = False
+) -> list[str]:
     """
-    What a source must have: all but what only training reads.
+    What a source must have: all but counters of batches, and what only training reads.
 
     Args:
         shapes: names of all parameters and buffers of the model
+        training_only: those of them that only training reads
         resnet_only: of its ResNet alone, which has no offsets, as an ImageNet classifier
     """
-    names = [name for name in shapes if not OF_TRAINING.fullmatch(name)]
+    names = [name for name in shapes if not is_counter(name) and name not in training_only]
     if not resnet_only:
         return names
     backbone, res5 = map(re.escape, resnet_prefixes(names))
     resnet = re.compile(rf"({backbone}(stem|res\d)|{res5}res5)\.(?!.*_offset)")
     return [name for name in names if resnet.match(name)]
-
-
-def _differing_blocks(targets: Iterable[str], shapes: Iterable[str]) -> list[str]:
-    """In words, each stage that has another number of blocks in the file than in the model."""
-    in_file, in_model = resnet_blocks(targets), resnet_blocks(shapes)
-    return [
-        f"{stage} has {len(in_file[stage])} blocks in the file and {len(in_model[stage])} in the "
-        "config: MODEL.RESNETS.DEPTH"
-        for stage in sorted(in_file.keys() & in_model.keys())
-        if len(in_file[stage]) != len(in_model[stage])
-    ]
 
 
 def apply_rules(
@@ -137,7 +129,11 @@ def apply_rules(
         if names
     ]
     if lists:
-        blocks = _differing_blocks(targets, shapes)
+        blocks = [
+            f"{stage} has {in_file} blocks in the file and {in_model} in the config: "
+            "MODEL.RESNETS.DEPTH"
+            for stage, in_file, in_model in differing_stages(targets, shapes)
+        ]
         raise ValueError("\n".join([f"{what} that does not fit the model", *blocks, *lists]))
     params = {name: rule.convert(array) for name, (rule, array) in found.items()}
     return {name: np.array(array, np.float32) for name, array in params.items()}

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from detectron2.config import CfgNode
 
+from dcn_projects.config_renames import current_value
+
 __all__ = [
     "anchor_order",
     "check_pixels",
@@ -14,7 +16,8 @@ __all__ = [
     "reorders_anchors",
 ]
 
-_RATIO_FIRST = "MXNetAnchorGenerator"  # the anchors of py-faster-rcnn, and their order
+_ANCHORS = "MODEL.ANCHOR_GENERATOR.NAME"
+_RATIO_FIRST = "PyFasterRCNNAnchorGenerator"  # which orders them by ratio, then by size
 
 
 def check_pixels(cfg: CfgNode, mean, std) -> None:
@@ -65,7 +68,8 @@ def anchor_order(cfg: CfgNode, ratio_first: bool) -> list[int]:
     sizes, ratios = len(keys.SIZES[0]), len(keys.ASPECT_RATIOS[0])
     by_size = np.arange(sizes * ratios).reshape(sizes, ratios)  # [size, ratio] -> number
     source = np.arange(sizes * ratios).reshape(ratios, sizes).T if ratio_first else by_size
-    return (source.T if keys.NAME == _RATIO_FIRST else source).flatten().tolist()
+    is_ratio_first = current_value(_ANCHORS, keys.NAME) == _RATIO_FIRST
+    return (source.T if is_ratio_first else source).flatten().tolist()
 
 
 def reorders_anchors(cfg: CfgNode, settings: Mapping[str, object]) -> bool:
@@ -88,7 +92,7 @@ def heads_settings(cfg: CfgNode, pooler: str, legacy_anchors: bool) -> dict[str,
         legacy_anchors: those of py-faster-rcnn, with whole-numbered sides
     """
     settings = {
-        "MODEL.ANCHOR_GENERATOR.NAME": _RATIO_FIRST if legacy_anchors else "DefaultAnchorGenerator",
+        _ANCHORS: _RATIO_FIRST if legacy_anchors else "DefaultAnchorGenerator",
         "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5 if legacy_anchors else 0.0,
         "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
     }
@@ -109,6 +113,6 @@ def differences(cfg: CfgNode, settings: Mapping[str, object]) -> dict[str, objec
         node = cfg
         for part in key.split("."):
             node = node[part]
-        if node != value:
+        if current_value(key, node) != value:
             differing[key] = value
     return differing

@@ -12,7 +12,7 @@ from dcn_projects.data.datasets import expected_paths
 
 @pytest.fixture(autouse=True)
 def nothing_there(root, monkeypatch):
-    monkeypatch.setattr("dcn_projects.data.datasets.check.ROOT", str(root))
+    monkeypatch.setattr("dcn_projects.data.datasets.check_files.ROOT", str(root))
 
 
 @pytest.fixture

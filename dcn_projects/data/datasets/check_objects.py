@@ -8,7 +8,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from .check import loading
+from .check_files import loading
 
 
 def check_objects_to_learn(records: Iterable[dict], mask_format: str | None = None) -> None:

@@ -1,0 +1,181 @@
+"""Configs of version 0.1, whose keys had other names, describe the same models."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import yaml
+from detectron2.config import get_cfg
+
+from dcn_projects import add_dcn_config
+from dcn_projects.config_renames import KEYS, RFCN_KEYS
+from dcn_projects.engine import read_config
+
+CONFIGS = Path("configs")
+GOLDEN = Path(__file__).parent / "goldens" / "configs" / "version_0_1.json"
+OLD = json.loads(GOLDEN.read_text())
+OLD_DEFAULTS = OLD.pop("")
+
+
+def merged(*nodes: dict) -> dict:
+    """Nested dicts, of which a later one overrides an earlier one."""
+    result = {}
+    for node in nodes:
+        for key, value in node.items():
+            is_node = isinstance(value, dict)
+            result[key] = merged(result.get(key, {}), value) if is_node else value
+    return result
+
+
+def old_dump(name: str) -> str:
+    """What a training of version 0.1 with a config wrote: all keys, those of other models too."""
+    return yaml.safe_dump(merged(yaml.safe_load(get_cfg().dump()), OLD_DEFAULTS, OLD[name]))
+
+
+def plain(cfg) -> dict:
+    """A config without the difference of tuples and lists, which YAML does not make."""
+    return json.loads(json.dumps(cfg))
+
+
+@pytest.fixture
+def read(tmp_path, caplog):
+    """Returns a function of the text of a config file: the config, and the lines of the log."""
+
+    def read_text(text, *opts):
+        path = tmp_path / "config.yaml"
+        path.write_text(text)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            cfg = read_config(str(path), opts)
+        lines = [r.message for r in caplog.records if r.name.startswith("dcn_projects.engine")]
+        return cfg, [line.removeprefix(f"{path}: ") for line in lines]
+
+    return read_text
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_old_config_of_a_training(name, read):
+    cfg, lines = read(old_dump(name))
+    for old, new in KEYS.items():
+        assert lines.count(f"{old} is {new} now.") == 1
+    assert len(lines) == len(set(lines)) and not any("\n" in line for line in lines)
+    # The name of a parameter, which SOLVER.LR_FACTORS matches under its old name, too.
+    factors = [[p.replace("conv2_offset", "conv_offset"), f] for p, f in cfg.SOLVER.LR_FACTORS]
+    cfg.SOLVER.LR_FACTORS = factors
+    assert plain(cfg) == plain(read_config(str(CONFIGS / name)))
+    assert cfg.MODEL.META_ARCHITECTURE != "build_deformable_model"
+
+
+def test_new_configs_have_no_old_names(caplog):
+    read_config("configs/R-FCN/deformable_rfcn_R_14_C5_digits.yaml")
+    assert not [r for r in caplog.records if r.name.startswith("dcn_projects")]
+
+
+RFCN = "MODEL: {META_ARCHITECTURE: RFCN, RFCN: {GROUP_SIZE: 3, DEFORM_POOL: true}}"
+
+
+def test_rfcn(read):
+    cfg, lines = read(RFCN)
+    head = cfg.MODEL.ROI_BOX_HEAD
+    assert (head.POOLER_TYPE, head.POOLER_RESOLUTION) == ("DeformPSROIPool", 3)
+    assert (head.REDUCED_DIM, head.POOLER_SAMPLING_RATIO, head.POOLER_GAMMA) == (1024, 4, 0.1)
+    assert lines == [
+        "MODEL.RFCN.GROUP_SIZE 3 is MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 3 now.",
+        "MODEL.RFCN.DEFORM_POOL True is MODEL.ROI_BOX_HEAD.POOLER_TYPE DeformPSROIPool now.",
+    ]
+    # The box head had keys of these names, which R-FCN did not read.
+    cfg, _ = read(RFCN + "\nSEED: 1", "MODEL.RFCN.CONV_DIM=8", "MODEL.RFCN.DEFORM_POOL", "False")
+    assert cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "PSROIPool"
+    assert cfg.MODEL.ROI_BOX_HEAD.REDUCED_DIM == 8
+
+
+def test_old_keys_on_a_base_of_today(read):
+    """Nothing but what they say is changed, also where the base has the key under its new name."""
+    base = (CONFIGS / "R-FCN/rfcn_R_14_C5_digits.yaml").resolve()
+    cfg, _ = read(f"_BASE_: {base}\nMODEL: {{RFCN: {{DEFORM_POOL: true}}}}")
+    head = cfg.MODEL.ROI_BOX_HEAD
+    assert (head.POOLER_TYPE, head.POOLER_RESOLUTION) == ("DeformPSROIPool", 3)
+    assert head.REDUCED_DIM == 256
+    base = (CONFIGS / "Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits.yaml").resolve()
+    cfg, lines = read(f"_BASE_: {base}\nMODEL: {{DYNAMIC_RCNN: {{KI: 9}}}}")
+    assert (cfg.MODEL.DYNAMIC_RCNN.IOU_TOPK, cfg.MODEL.DYNAMIC_RCNN.ERROR_TOPK) == (9, 6)
+    assert lines == ["MODEL.DYNAMIC_RCNN.KI is MODEL.DYNAMIC_RCNN.IOU_TOPK now."]
+
+
+def test_keys_of_today_on_an_old_base(read, tmp_path):
+    (tmp_path / "base.yaml").write_text("MODEL: {DYNAMIC_RCNN: {KI: 9, KE: 4}}")
+    cfg, _ = read("_BASE_: base.yaml\nMODEL: {DYNAMIC_RCNN: {IOU_TOPK: 12}}")
+    assert (cfg.MODEL.DYNAMIC_RCNN.IOU_TOPK, cfg.MODEL.DYNAMIC_RCNN.ERROR_TOPK) == (12, 4)
+
+
+SWAPS = "MODEL.META_ARCHITECTURE=build_deformable_model"
+SWAPPED = "MODEL.DEFORMABLE.META_ARCHITECTURE=RetinaNet"
+
+
+@pytest.mark.parametrize(
+    "text, opts, wanted",
+    [
+        ("SEED: 1", (SWAPS,), "GeneralizedRCNN"),
+        ("SEED: 1", (SWAPS, SWAPPED), "RetinaNet"),
+        ("MODEL: {META_ARCHITECTURE: build_deformable_model}", (SWAPPED,), "RetinaNet"),
+    ],
+)
+def test_swapped_convolutions(text, opts, wanted, read):
+    """The model's own name is the meta-architecture, wherever the two were given."""
+    cfg, lines = read(text, *opts)
+    assert cfg.MODEL.META_ARCHITECTURE == wanted
+    assert len(lines) == 1 and f"build_deformable_model is {wanted} now" in lines[0]
+
+
+def test_options_of_the_command_line(read):
+    cfg, lines = read(
+        "SEED: 1",
+        *("MODEL.MIMIC.SIZE", "64", "MODEL.DYNAMIC_RCNN.ITERATION_COUNT=7"),
+        "MODEL.ANCHOR_GENERATOR.NAME=MXNetAnchorGenerator",
+    )
+    assert (cfg.MODEL.MIMIC.PATCH_SIZE, cfg.MODEL.DYNAMIC_RCNN.UPDATE_PERIOD) == (64, 7)
+    assert cfg.MODEL.ANCHOR_GENERATOR.NAME == "PyFasterRCNNAnchorGenerator"
+    assert lines == [
+        "MODEL.MIMIC.SIZE is MODEL.MIMIC.PATCH_SIZE now.",
+        "MODEL.DYNAMIC_RCNN.ITERATION_COUNT is MODEL.DYNAMIC_RCNN.UPDATE_PERIOD now.",
+        "MODEL.ANCHOR_GENERATOR.NAME MXNetAnchorGenerator is PyFasterRCNNAnchorGenerator now.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "text, opts, message",
+    [
+        ("MODEL: {RFCN: {GAMA: 1}}", (), "there is no key MODEL.RFCN.GAMA"),
+        ("MODEL: {RFCN: 3}", (), "no 'KEY: value' pairs"),
+        (RFCN.replace("true", "2"), (), "MODEL.RFCN.DEFORM_POOL is 2, expected True or False"),
+        (RFCN, ("MODEL.RFCN.DEFORM_POOL=x",), "DEFORM_POOL is x, expected True or False"),
+        (RFCN, ("MODEL.RFCN.GAMA=1",), "there is no key MODEL.RFCN.GAMA"),
+        ("SEED: 1", ("MODEL.RFCN.GAMMA=1",), "MODEL.RFCN.GAMMA is a key of R-FCN"),
+        ("MODEL: {DYNAMIC_RCNN: {KI: x}}", (), "MODEL.DYNAMIC_RCNN.IOU_TOPK"),
+    ],
+)
+def test_mistakes(text, opts, message, read):
+    with pytest.raises(ValueError, match=message) as error:
+        read(text, *opts)
+    assert "config.yaml: " in str(error.value) and "\n" not in str(error.value)
+
+
+OLD_NAMES = [*KEYS, *(f"MODEL.RFCN.{name}" for name in RFCN_KEYS)]
+
+
+@pytest.mark.parametrize("key", OLD_NAMES)
+def test_detectron2s_own_merging_names_the_new_key(key, tmp_path):
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    add_dcn_config(cfg)  # a second time does no harm
+    new = KEYS.get(key, "MODEL.ROI_BOX_HEAD")
+    with pytest.raises(KeyError, match=f"was renamed to {new}"):
+        cfg.merge_from_list([key, 1])
+    node = 1
+    for part in reversed(key.split(".")):
+        node = {part: node}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**node, "VERSION": 2}))
+    with pytest.raises(KeyError, match=f"was renamed to {new}"):
+        cfg.merge_from_file(str(tmp_path / "config.yaml"))
+    cfg.clone().merge_from_list(["MODEL.MIMIC.PATCH_SIZE", 32])
