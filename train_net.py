@@ -18,10 +18,8 @@ if __name__ == "__main__":
     args = parse_arguments()
 
     # PyTorch and detectron2, which take seconds to import, are not needed to print --help.
-    from dcn_projects.engine import launch, main, predict, setup
+    from dcn_projects.engine import launch, main, setup
 
-    if args.predict:
-        predict(args)
-    else:
-        setup(args)  # so that a mistake is told once, not by each of the processes to come
-        launch(main, args)
+    if not args.predict:
+        setup(args)  # a mistake is reported once, and not by each of the processes to come
+    launch(main, args)

@@ -39,8 +39,8 @@ __all__ = ["main", "predict", "setup"]
 
 def main(args: Namespace, trainer: type[Trainer] = Trainer):
     """
-    Train or evaluate, as a command line asks. An error that its user can mend ends the program with
-    one line that says what is wrong.
+    Train, evaluate or predict, as a command line asks. An error that its user can mend ends the
+    program with one line that says what is wrong.
 
     Args:
         args: of `parse_arguments`
@@ -49,6 +49,8 @@ def main(args: Namespace, trainer: type[Trainer] = Trainer):
     Returns:
         the results of an evaluation, task -> metric -> value; None without one
     """
+    if args.predict:
+        return predict(args)
     cfg = setup(args)
     with _exit_with_one_line():
         default_setup(cfg, args)
@@ -64,7 +66,7 @@ def main(args: Namespace, trainer: type[Trainer] = Trainer):
 
 def predict(args: Namespace) -> None:
     """
-    Draw what the models of a command line find on the images that `--predict` names. Errors end the
+    Draw what the models of a command line find in the images that `--predict` names. Errors end the
     program as those of `main` do.
 
     Args:
