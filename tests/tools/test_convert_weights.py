@@ -107,7 +107,8 @@ def test_tensorpack(run_tool, tmp_path):
     assert (code, printed) == (
         0,
         written + "note: the original has other settings. For the same results set "
-        "MODEL.ANCHOR_GENERATOR.NAME PyFasterRCNNAnchorGenerator MODEL.ANCHOR_GENERATOR.OFFSET 0.5\n",
+        "MODEL.ANCHOR_GENERATOR.NAME PyFasterRCNNAnchorGenerator "
+        "MODEL.ANCHOR_GENERATOR.OFFSET 0.5\n",
     )
     np.savez(tmp_path / "gn.npz", **random_arrays(GN_ORIGINAL.resnet()))
     code, printed = run_tool(*arguments)
