@@ -89,11 +89,12 @@ def add_deform_resnet_config(cfg: CN) -> None:
 
 def add_deformable_config(cfg: CN) -> None:
     """
-    Any convolutions made deformable: keys of MODEL.META_ARCHITECTURE `build_deformable_model`; and
-    the offsets of all deformable layers under control.
+    Any convolutions of any model made deformable, see `dcn_projects.modeling.build_model`; and the
+    offsets of all deformable layers under control.
     """
     cfg.MODEL.DEFORMABLE = CN()
-    # The model whose convolutions become deformable.
+    # For programs that call detectron2's own build_model with META_ARCHITECTURE
+    # `build_deformable_model`: the model whose convolutions become deformable.
     cfg.MODEL.DEFORMABLE.META_ARCHITECTURE = "GeneralizedRCNN"
     # Patterns of the names of these convolutions, * for any characters: "backbone.fpn_output*".
     cfg.MODEL.DEFORMABLE.SELECT = []

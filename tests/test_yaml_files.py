@@ -3,12 +3,24 @@
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
+from detectron2.projects.deeplab import add_deeplab_config
 
-from tests.yaml_files import BASES, LEAVES, ROOT, bases_of
+from dcn_projects import add_dcn_config
+from tests.yaml_files import BASES, LEAVES, ROOT, bases_of, keys_of
 
 MOST_LINES = 15
 MOST_BASES = 2
 MOST_LEVELS = 2
+# Keys that no config sets, each with the reason why it is one all the same.
+UNSET = {
+    "DATALOADER.EXACT_RESUME": "belongs to a run, not to a model",
+    "MODEL.DEFORMABLE.META_ARCHITECTURE": "for programs that call detectron2's own build_model",
+    "MODEL.DEFORMABLE.STATISTICS_PERIOD": "belongs to a run, not to a model",
+    "MODEL.MIMIC.DETACH_TEACHER": "the paper leaves open which branch learns from the cosine",
+    "MODEL.MIMIC.REDUCTION": "the paper leaves open what happens to several images of a GPU",
+    "MODEL.ROI_MASK_HEAD.POOLER_SHARE_LEVELS": "the mask head has all keys of the box head",
+}
 
 
 def levels(path: Path) -> int:
@@ -31,3 +43,21 @@ def test_bases_are_used():
     used = {base.resolve() for path in (*LEAVES, *BASES) for base in bases_of(path)}
     assert used == {path.resolve() for path in BASES}
     assert all(len(bases_of(path)) <= MOST_BASES for path in BASES)
+
+
+def flat(node: dict, prefix: str = "") -> set[str]:
+    """Full names of the keys of a config."""
+    keys = set()
+    for key, value in node.items():
+        keys |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return keys
+
+
+def test_keys_are_used():
+    """A key that no config sets is one that nobody has tried."""
+    theirs, ours = get_cfg(), get_cfg()
+    add_deeplab_config(theirs)
+    add_dcn_config(ours)
+    added = flat(ours) - flat(theirs)
+    assert len(added) > 40
+    assert added - set().union(*map(keys_of, (*LEAVES, *BASES))) == set(UNSET)

@@ -7,7 +7,7 @@ NAMES = [
     "backbone.stem.conv1.weight",
     "backbone.stem.conv1.norm.num_batches_tracked",
     "backbone.res5.0.conv2.weight",
-    "backbone.res5.0.conv2_offset.weight",
+    "backbone.res5.0.conv2.conv_offset.weight",
     "roi_heads.box_head.fc1.weight",
     "roi_heads.window",
 ]
