@@ -19,6 +19,10 @@ class _Checkpointer(DetectionCheckpointer):
         if not isinstance(checkpoint["model"], Mapping):
             raise ValueError("it holds no parameters with names")
         weights, own = dict(checkpoint["model"]), self.model.state_dict()
+        # detectron2 compares shapes by name before the modules give old names their new ones.
+        for name, module in self.model.named_modules():
+            if rename := getattr(module, "rename_old_parameters", None):
+                rename(weights, f"{name}." if name else "")
         # What only training reads starts anew where it has another shape, such as statistics that
         # were taken in another number of processes.
         self.training_only = training_only_names(self.model)

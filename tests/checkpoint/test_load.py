@@ -11,6 +11,7 @@ from dcn_projects.checkpoint import (
     training_only_entries,
     training_only_names,
 )
+from dcn_projects.modeling.renamed_parameters import HasRenamedParameters
 
 
 def make(norm=nn.BatchNorm2d, channels=2, **more):
@@ -177,3 +178,32 @@ def test_the_checkpoint_is_returned(path):
     assert "iteration" not in load_trained(make(), path)
     torch.save({**torch.load(path), "iteration": 3}, path)
     assert load_trained(make(), path)["iteration"] == 3
+
+
+class Renamed(HasRenamedParameters, nn.Module):
+    """A module whose layer had another name."""
+
+    renamed_parameters = {r"old\.(.*)": r"new.\1"}
+
+    def __init__(self, channels):
+        super().__init__()
+        self.new = nn.Linear(2, channels)
+
+
+@pytest.mark.parametrize("load", [load_trained, load_to_start])
+def test_old_names(load, tmp_path):
+    state = {f"inner.old.{k}": v for k, v in nn.Linear(2, 3).state_dict().items()}
+    torch.save({"model": state}, tmp_path / "model.pth")
+    model = nn.Module()
+    model.inner = Renamed(3)
+    load(model, str(tmp_path / "model.pth"))
+    assert torch.equal(model.inner.new.bias, state["inner.old.bias"])
+
+
+def test_old_names_with_other_shapes(tmp_path):
+    """As of a detector that is fine-tuned for other classes: the layer starts anew."""
+    state = {f"old.{k}": v for k, v in nn.Linear(2, 3).state_dict().items()}
+    torch.save({"model": state}, tmp_path / "model.pth")
+    load_to_start(Renamed(5), str(tmp_path / "model.pth"))
+    with pytest.raises(ValueError, match=r"another shape new.weight \(3, 2\) and not \(5, 2\)"):
+        load_trained(Renamed(5), str(tmp_path / "model.pth"))

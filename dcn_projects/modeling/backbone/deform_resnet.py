@@ -9,7 +9,7 @@ from dcn_projects.config import reads
 from dcn_projects.layers import DeformableConv2d
 from dcn_projects.layers.deformable import OFFSET_INITS
 
-from ..renamed_parameters import rename_parameters
+from ..renamed_parameters import HasRenamedParameters
 
 __all__ = [
     "CeilPoolStem",
@@ -52,13 +52,16 @@ class CeilPoolStem(BasicStem):
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=0, ceil_mode=True)
 
 
-class DeformBottleneckBlock(BottleneckBlock):
+class DeformBottleneckBlock(HasRenamedParameters, BottleneckBlock):
     """
     Bottleneck whose 3x3 convolution is deformable (arXiv 1703.06211, Sec. 2.1) or modulated
     deformable (arXiv 1811.11168, Sec. 3.2). Checkpoints of detectron2's block of the same name
     load: the layouts are the same, and its `conv2_offset` is `conv2.conv_offset` here. Unlike that
     block, it runs on the CPU.
     """
+
+    # The old name is that of detectron2's block, and of version 0.1 of this project.
+    renamed_parameters = {r"conv2_offset\.(weight|bias)": r"conv2.conv_offset.\1"}
 
     def __init__(
         self,
@@ -119,12 +122,6 @@ class DeformBottleneckBlock(BottleneckBlock):
             dilated_offset=deform_dilated_offset,
         )
         self.conv2.weight = plain.weight  # initialised as the plain block's
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        # The name in detectron2's block, and in version 0.1 of this project.
-        renamed = {r"conv2_offset\.(weight|bias)": r"conv2.conv_offset.\1"}
-        rename_parameters(state_dict, prefix, renamed)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def _num_deformable(keys, stage: int, num_blocks: int) -> int:

@@ -1,19 +1,22 @@
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 
-from ..renamed_parameters import rename_parameters
+from ..renamed_parameters import HasRenamedParameters
 from ..roi_heads import RFCNROIHeads
 
 __all__ = ["RFCN"]
 
 
 @META_ARCH_REGISTRY.register()
-class RFCN(GeneralizedRCNN):
+class RFCN(HasRenamedParameters, GeneralizedRCNN):
     """
     R-FCN (arXiv 1605.06409): a GeneralizedRCNN with `RFCNROIHeads`, which have all that R-FCN is.
 
     Raises:
         ValueError: for other heads, in one line
     """
+
+    # The score maps were layers of the model before they were layers of its heads.
+    renamed_parameters = {r"(score_maps\..*)": r"roi_heads.\1"}
 
     @classmethod
     def from_config(cls, cfg):
@@ -24,18 +27,3 @@ class RFCN(GeneralizedRCNN):
                 "to RFCNROIHeads, or the former to GeneralizedRCNN"
             )
         return super().from_config(cfg)
-
-    def rename_old_parameters(self, state_dict: dict, prefix: str) -> None:
-        """
-        The score maps were layers of the model before they were layers of its heads. A program that
-        compares shapes before it loads, as detectron2's checkpointer does, calls this first.
-
-        Args:
-            state_dict: changed in place
-            prefix: of the names of this model in it
-        """
-        rename_parameters(state_dict, prefix, {r"(score_maps\..*)": r"roi_heads.\1"})
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        self.rename_old_parameters(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
