@@ -18,8 +18,12 @@ __all__ = ["DeepLab", "DeepLabHead", "upsample_bilinear", "window_options"]
 def upsample_bilinear(x: Tensor, stride: int) -> Tensor:
     """
     The fixed bilinear deconvolution of the original (kernel 2s x 2s, stride s) without the first
-    s / 2 rows and columns, so that it begins where the image does. Beyond the map there are zeros:
-    towards the border all classes fade alike.
+    s / 2 rows and columns, so that it begins where the image does. Along each side, with the
+    centres of pixel p and cell q in units of cells,
+
+        out(p) = sum over q of x(q) * max(0, 1 - |(p + 1/2) / s - (q + 1/2)|)
+
+    Beyond the map there are zeros: towards the border all classes fade alike.
 
     The result is never smaller than the image, whose sides the stages of the backbone rounded up.
     A deconvolution padded by s / 2 would be, by a row or two, at some sizes.
@@ -30,7 +34,8 @@ def upsample_bilinear(x: Tensor, stride: int) -> Tensor:
         Tensor: (N, K, s * h + s / 2, s * w + s / 2)
     """
     height, width = (stride * n + stride // 2 for n in x.shape[-2:])
-    # With a ring of zeros interpolation does the same, without a kernel of (2s)^2 per class.
+    # Interpolation has the same weights, and a ring of zeros stands for what is beyond the map: no
+    # kernel of (2s)^2 numbers per class is needed.
     ringed = F.pad(x, (1, 1, 1, 1))
     x = F.interpolate(ringed, scale_factor=stride, mode="bilinear", align_corners=False)
     return x[:, :, stride : stride + height, stride : stride + width]

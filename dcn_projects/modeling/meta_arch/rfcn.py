@@ -25,7 +25,17 @@ class RFCN(GeneralizedRCNN):
             )
         return super().from_config(cfg)
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        """The score maps were layers of the model before they were layers of its heads."""
+    def rename_old_parameters(self, state_dict: dict, prefix: str) -> None:
+        """
+        The score maps were layers of the model before they were layers of its heads. A program that
+        compares shapes before it loads, as detectron2's checkpointer does, calls this first.
+
+        Args:
+            state_dict: changed in place
+            prefix: of the names of this model in it
+        """
         rename_parameters(state_dict, prefix, {r"(score_maps\..*)": r"roi_heads.\1"})
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        self.rename_old_parameters(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -1,0 +1,81 @@
+"""Every key of this project is read by a component that says so, or by the engine."""
+
+from collections.abc import Iterator
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+)
+from detectron2.projects.deeplab import add_deeplab_config
+
+import dcn_projects.modeling  # noqa: F401  (registers the components)
+from dcn_projects.config import add_dcn_config, reads
+
+REGISTRIES = [
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+]
+# Groups that the engine reads, for every model.
+ENGINE = {"SOLVER", "DATALOADER", "TEST.AUG"}
+
+
+def leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def our_keys() -> set[str]:
+    theirs, ours = get_cfg(), get_cfg()
+    add_deeplab_config(theirs)
+    add_dcn_config(ours)
+    return set(leaves(ours)) - set(leaves(theirs))
+
+
+def declared_keys() -> set[str]:
+    components = [component for registry in REGISTRIES for _, component in registry]
+    return {key for c in components for key in getattr(c, "config_keys", ())}
+
+
+def is_below(key: str, group: str) -> bool:
+    return key == group or key.startswith(group + ".")
+
+
+def test_every_key_has_a_reader():
+    readers = declared_keys() | ENGINE
+    assert [key for key in our_keys() if not any(is_below(key, r) for r in readers)] == []
+
+
+def test_every_declared_key_is_there():
+    keys = our_keys()
+    assert [r for r in declared_keys() | ENGINE if not any(is_below(key, r) for key in keys)] == []
+
+
+def test_declarations_are_inherited():
+    @reads("MODEL.A", "MODEL.B")
+    class Base:
+        pass
+
+    @reads("MODEL.C")
+    class Derived(Base):
+        pass
+
+    assert Base.config_keys == {"MODEL.A", "MODEL.B"}
+    assert Derived.config_keys == {"MODEL.A", "MODEL.B", "MODEL.C"}
