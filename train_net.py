@@ -20,5 +20,6 @@ if __name__ == "__main__":
     # PyTorch and detectron2, which take seconds to import, are not needed to print --help.
     from dcn_projects.engine import launch, main, setup
 
-    setup(args)  # so that a mistake is told once, not by each of the processes to come
+    if not args.predict:
+        setup(args)  # a mistake is reported once, and not by each of the processes to come
     launch(main, args)

@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -47,66 +48,61 @@ def write_boxes(digits, split, target):
             csv.writer(f).writerow([name, label, x, y, x + w, y + h])
 
 
-def told(title: str) -> list[list[str]]:
+def commands_of(title: str) -> list[list[str]]:
     """The words of each command of the block whose first line is `# my_project: <title>`."""
     (block,) = (b for b in blocks(PAGE) if b.text.startswith(f"# my_project: {title}\n"))
     return [shlex.split(command) for command in commands(block.text)[1:]]
 
 
-def start(folder, words):
-    assert words[0] == "python"
-    env = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    env.pop("DETECTRON2_DATASETS", None)
-    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return subprocess.Popen([sys.executable, *words[1:]], cwd=folder, env=env, **output)
+@pytest.fixture(scope="module")
+def outcomes(project):
+    """Title of a block of commands -> (exit code, output) of each. Two blocks run at a time."""
+    titles = ("train", "refused", "test", "train on boxes")
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        runs = pool.map(lambda t: [run(project, words) for words in commands_of(t)], titles)
+        return dict(zip(titles, runs))
 
 
 def run(folder, words):
-    process = start(folder, words)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    return output
+    assert words[0] == "python"
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env = {key: value for key, value in os.environ.items() if key != "DETECTRON2_DATASETS"} | own
+    output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    words = [sys.executable, *words[1:]]
+    done = subprocess.run(words, cwd=folder, env=env, timeout=300, **output)
+    return done.returncode, done.stdout
 
 
-def test_model_trains_and_evaluates(project):
-    train, evaluate = told("train")
-    run(project, train)
-    results = project / "output/toy_detr/results.json"
-    trained = json.loads(results.read_text())
-    assert trained["bbox"]["AP50"] >= 0
-    lines = (project / "output/toy_detr/metrics.json").read_text().splitlines()
-    assert {"loss_cls", "loss_box"} <= {key for line in lines for key in json.loads(line)}
-
-    results.unlink()
-    run(project, evaluate)
-    assert json.loads(results.read_text()) == trained
+def test_model_trains_and_evaluates(project, outcomes):
+    for code, output in outcomes["train"]:
+        assert code == 0, output
+    folder = project / "output/toy_detr"
+    lines = map(json.loads, (folder / "metrics.json").read_text().splitlines())
+    trained = {key: value for line in lines for key, value in line.items()}
+    assert {"loss_cls", "loss_box"} <= trained.keys()
+    evaluated = json.loads((folder / "results.json").read_text())["bbox"]
+    assert evaluated["AP50"] == trained["bbox/AP50"] >= 0
 
 
-def test_mistakes_are_refused_before_training(project):
-    wrong_count, augmentation = (start(project, words) for words in told("refused"))
-    for process, named in (
+def test_mistakes_are_refused_before_training(outcomes):
+    wrong_count, augmentation = outcomes["refused"]
+    for (code, output), named in (
         (wrong_count, ("MODEL.TOY_DETR.NUM_CLASSES is 3", "10")),
         (augmentation, ("TEST.AUG.ENABLED", "ToyDETR")),
     ):
-        output, _ = process.communicate(timeout=300)
         message = output.strip().splitlines()[-1]
-        assert process.returncode == 1 and message.startswith("error: "), output
+        assert code == 1 and message.startswith("error: "), output
         assert all(n in message for n in named), message
         assert "Traceback" not in output and "Starting training" not in output
 
 
-def test_own_test_passes(project):
-    (words,) = told("test")
-    assert "2 passed" in run(project, words)
+def test_own_test_passes(outcomes):
+    ((code, output),) = outcomes["test"]
+    assert code == 0 and "2 passed" in output, output
 
 
-def test_data_set_is_learnt_and_evaluated(project):
-    (words,) = told("train on boxes")
-    run(project, words)
+def test_data_set_is_learnt_and_evaluated(project, outcomes):
+    ((code, output),) = outcomes["train on boxes"]
+    assert code == 0, output
     results = json.loads((project / "output/boxes/results.json").read_text())
     assert {f"AP-{digit}" for digit in range(10)} <= results["bbox"].keys()

@@ -2,7 +2,7 @@
 """
 Show where the deformable layers of a model look (arXiv 1703.06211, Sec. 4.2, Fig. 5 to 7).
 
-    python tools/visualize_offsets.py --weights output/demo/model_final.pth \\
+    python tools/visualize_offsets.py --load output/demo/model_final.pth \\
         --config-file configs/R-FCN/deformable_rfcn_R_14_C5_digits.yaml \\
         --image datasets/digits_coco/test/000000.jpg
 
@@ -18,23 +18,22 @@ import argparse
 import json
 from pathlib import Path
 
-import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from dcn_projects.data import check_datasets, loading, read_bgr_image
+from dcn_projects.data.images import check_image
 from dcn_projects.engine import build_predictor
+from dcn_projects.engine.command_line import ConfigArgumentParser
 from dcn_projects.vis import (
     DilationStatistics,
-    Look,
-    draw_deformed_bins,
-    draw_heat_map,
-    draw_sampling_locations,
+    ImageOffsets,
+    OffsetPictures,
     effective_dilation,
-    look,
     object_sizes,
-    offset_magnitude,
+    record_image,
+    write_picture,
 )
 
 NUM_DETECTIONS = 3  # that are shown
@@ -50,12 +49,8 @@ def parse_point(text: str) -> tuple[float, float]:
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config-file", required=True)
-    parser.add_argument("--weights", required=True, help="checkpoint of that config")
-    parser.add_argument("--image")
+    parser = ConfigArgumentParser(description=__doc__)
+    parser.add_drawing_flags(nargs=None, output=Path("output/offsets"))
     parser.add_argument(
         "--point",
         type=parse_point,
@@ -67,65 +62,52 @@ def parse_arguments():
     )
     parser.add_argument("--layers", type=int, default=3, help="stacked convolutions (3)")
     parser.add_argument("--group", type=int, default=0, help="deformable group to follow (0)")
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="of detections (0.5)")
     parser.add_argument("--dataset", help="registered name, for the statistics")
     parser.add_argument("--max-images", type=int, help="of the data set (all)")
-    parser.add_argument("--output", type=Path, default=Path("output/offsets"), help="folder")
-    parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for the config, last"
-    )
-    args = parser.parse_args()
-    if not args.image and not args.dataset:
+    args = parser.parse_words()
+    if not args.predict and not args.dataset:
         parser.error("give --image, --dataset or both")
+    args.image = args.predict[-1] if args.predict else None
     return parser, args
 
 
-def show_image(predictor, args) -> Look:
+def show_image(predictor, args) -> ImageOffsets:
     """Writes the pictures of --image."""
     image = read_bgr_image(args.image)
-    seen = look(predictor, image)
-    zoom = max(1, SHORT_SIDE / min(seen.size))
-    size = round(seen.size[1] * zoom), round(seen.size[0] * zoom)
-    picture = cv2.resize(image, size, interpolation=cv2.INTER_CUBIC)
+    offsets = record_image(predictor, image)
+    pictures = OffsetPictures(image, offsets, max(1, SHORT_SIDE / min(offsets.size)))
     boxes, classes = np.zeros((0, 4)), []
-    if seen.instances is not None:
-        sure = seen.instances[seen.instances.scores >= args.score_threshold]
-        sure = sure[sure.scores.argsort(descending=True)[:NUM_DETECTIONS]]
+    if offsets.instances is not None:
+        sure = offsets.surest(NUM_DETECTIONS, args.confidence)
         boxes, classes = sure.pred_boxes.tensor.numpy(), sure.pred_classes.tolist()
-        print(f"{len(boxes)} detections are shown (score at least {args.score_threshold:g})")
+        print(f"{len(boxes)} detections are shown (score at least {args.confidence:g})")
 
-    points = args.point or [
-        ((b[0] + b[2]) / 2 / seen.scale[0], (b[1] + b[3]) / 2 / seen.scale[1]) for b in boxes
-    ]
+    points = args.point or [offsets.middle_of(box) for box in boxes]
     points = points or [(image.shape[1] / 2, image.shape[0] / 2)]
-    for x, y in points if seen.convs else []:
-        locations = seen.locations((x, y), args.layers, args.group)
-        drawn = draw_sampling_locations(picture, *locations, zoom)
+    for x, y in points if offsets.convs else []:
+        drawn = pictures.sampling_locations((x, y), args.layers, args.group)
         write(args.output / f"sampling_locations_{x:.0f}_{y:.0f}.png", drawn)
     for i, (box, category) in enumerate(zip(boxes, classes)):
-        found = seen.roi_of(box)
-        if found is not None:
-            drawn = draw_deformed_bins(picture, *found, category, zoom)
+        drawn = pictures.deformed_bins(box, category)
+        if drawn is not None:
             write(args.output / f"deformed_bins_{i}_class_{category}.png", drawn)
-    for name, entry in seen.convs.items():
-        values = offset_magnitude(entry)[0]
-        drawn = draw_heat_map(picture, values, seen.strides[name] * zoom, name)
-        write(args.output / f"offset_magnitude_{name}.png", drawn)
-    return seen
+    for name in offsets.convs:
+        write(args.output / f"offset_magnitude_{name}.png", pictures.offset_magnitude(name))
+    return offsets
 
 
 def write(path: Path, picture: np.ndarray):
-    if not cv2.imwrite(str(path), picture):
-        raise OSError(f"{path} cannot be written")
+    write_picture(path, picture)
     print(f"wrote {path}")
 
 
-def add_statistics(statistics: DilationStatistics, seen: Look, boxes: np.ndarray):
+def add_statistics(statistics: DilationStatistics, offsets: ImageOffsets, boxes: np.ndarray):
     """boxes: (n, 4), of the objects in pixels of the image"""
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    boxes = boxes * np.tile(seen.scale, 2)
-    for name, entry in seen.convs.items():
-        sizes = object_sizes(entry.offset.shape[-2:], seen.strides[name], seen.size, boxes, areas)
+    boxes = boxes * np.tile(offsets.scale, 2)
+    for name, entry in offsets.convs.items():
+        shape, stride = entry.offset.shape[-2:], offsets.strides[name]
+        sizes = object_sizes(shape, stride, offsets.size, boxes, areas)
         statistics.add(name, effective_dilation(entry)[0], sizes)
 
 
@@ -139,26 +121,30 @@ def annotated_boxes(record) -> np.ndarray:
 
 
 def main(args):
-    predictor = build_predictor(args.config_file, args.weights, args.opts)
+    if args.image:
+        check_image(args.image)
+    if args.dataset:
+        check_datasets([args.dataset])
+    weights = args.weights[-1] if args.weights else None
+    predictor = build_predictor(args.config_file, weights, args.opts)
     args.output.mkdir(parents=True, exist_ok=True)
     statistics = DilationStatistics()
     if args.image:
-        seen = show_image(predictor, args)
+        offsets = show_image(predictor, args)
     if args.dataset:
-        check_datasets([args.dataset])
         with loading([args.dataset]):
             records = DatasetCatalog.get(args.dataset)[: args.max_images]
             boxes = [annotated_boxes(record) for record in records]
         for record, objects in zip(records, boxes):
-            seen = look(predictor, read_bgr_image(record["file_name"]))
-            add_statistics(statistics, seen, objects)
+            offsets = record_image(predictor, read_bgr_image(record["file_name"]))
+            add_statistics(statistics, offsets, objects)
         objects = f"annotated objects of {len(records)} images of {args.dataset}"
     else:
         boxes = np.zeros((0, 4))
-        if seen.instances is not None:
-            sure = seen.instances[seen.instances.scores >= args.score_threshold]
-            boxes = sure.pred_boxes.tensor.numpy() / np.tile(seen.scale, 2)
-        add_statistics(statistics, seen, boxes)
+        if offsets.instances is not None:
+            sure = offsets.surest(confidence=args.confidence)
+            boxes = sure.pred_boxes.tensor.numpy() / np.tile(offsets.scale, 2)
+        add_statistics(statistics, offsets, boxes)
         objects = f"{len(boxes)} detections in {args.image}"
     path = args.output / "effective_dilation.json"
     path.write_text(json.dumps({"objects": objects, "layers": statistics.results()}, indent=1))

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
+from PIL import Image
 
 from dcn_projects.errors import one_line
 
-__all__ = ["list_images", "read_bgr_image"]
+__all__ = ["check_image", "is_image_name", "list_images", "read_bgr_image"]
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -28,6 +29,27 @@ def read_bgr_image(path: str | Path) -> np.ndarray:
         raise OSError(f"{path} is no image, or was cut off ({one_line(e)}).") from e
 
 
+def check_image(path: str | Path) -> None:
+    """
+    Find out by its first bytes whether a file is an image, as quickly for a large one.
+
+    Raises:
+        FileNotFoundError: if it is not there
+        OSError: if it is no image
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        Image.open(path).close()
+    except (OSError, ValueError, SyntaxError) as e:
+        raise OSError(f"{path} is no image, or was cut off ({one_line(e)}).") from e
+
+
+def is_image_name(path: str | Path) -> bool:
+    """Whether a file is named as an image is."""
+    return Path(path).suffix.lower() in _SUFFIXES
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """
     The images in a folder, by name; what lies in folders inside it is left out.
@@ -35,7 +57,7 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises:
         FileNotFoundError: if there is none
     """
-    paths = sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in _SUFFIXES)
+    paths = sorted(p for p in Path(folder).iterdir() if is_image_name(p))
     if not paths:
         raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
     return paths

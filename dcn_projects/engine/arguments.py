@@ -1,11 +1,10 @@
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.engine import default_argument_parser
-
-from .options import is_key, is_option
+from .command_line import ConfigArgumentParser
 from .output_dir import mirrored_output_dir
 
 __all__ = ["parse_arguments"]
@@ -16,46 +15,33 @@ Options of the config are written KEY=VALUE or KEY VALUE, before or after the fl
   train_net.py --config-file FILE --num-gpus 8 SOLVER.IMS_PER_BATCH=8 SOLVER.BASE_LR 0.01
   train_net.py --config-file FILE --load model.pth --evaluate detections.json
   train_net.py --config-file FILE --load model.pth --predict a.jpg b.jpg
+
+--predict writes output.png, or <name>_pred.png for each of several images. Several models are drawn
+side by side: --config-file A --load a.pth --config-file B --load b.pth --predict ...
 """
-# Flags of tensorpack: what to give here
-_TENSORPACK_FLAGS = {"--logdir": "OUTPUT_DIR=FOLDER", "--gpu": "CUDA_VISIBLE_DEVICES"}
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """
     detectron2's command line, with that of tensorpack's FasterRCNN beside it. Flags count wherever
     they stand, and only when they are written in full. Mistakes end the program with a message.
+    Neither torch nor detectron2 is imported for it.
 
     Args:
         argv: words of the command line; None means those of this program
     Returns:
-        Namespace: that of `default_argument_parser`. `opts` has all options of the config, also
-        those of `--config` and `--load`; `eval_only` is also set by `--evaluate`. Besides,
-        `predict` is a list of paths or None, `confidence` a float, `evaluate` a path or None
+        Namespace: that of detectron2's `default_argument_parser`, with what `ConfigArgumentParser`
+            adds. `opts` has all options of the config; `eval_only` is also set by `--evaluate`.
+            Besides, `predict` is a list of paths or None, `confidence` a float, `output` a folder
+            or None, `evaluate` a path or None
     """
     parser = _parser()
-    words = _join_negative(parser, sys.argv[1:] if argv is None else argv)
-    args, unknown = parser.parse_known_intermixed_args(words)
-    if unknown:
-        parser.error(_about_unknown(parser, unknown[0]))
-    if not args.config_file:
-        parser.error("--config-file is missing: name one of configs/*/*.yaml")
+    args = parser.parse_words(argv)
     args.eval_only |= args.eval_iter is not None
-    for first, *_ in filter(None, args.config):
-        if first.endswith((".yaml", ".yml")):
-            parser.error(f"--config takes KEY=VALUE, got {first}. For a file write --config-file")
-    if args.predict is not None:
-        images, behind = zip(*map(_split, args.predict))
-        args.predict, args.opts = sum(images, []), sum(behind, []) + args.opts
-        if not all(images):
-            parser.error("--predict: name at least one image")
-        if args.evaluate or args.eval_only or args.resume:
-            parser.error("--predict goes with none of --evaluate, --eval-*, --resume")
-    args.opts = sum(args.config, []) + args.opts
-    if args.load:
-        if any(word.partition("=")[0] == "MODEL.WEIGHTS" for word in args.opts):
-            parser.error("--load and MODEL.WEIGHTS both name the weights: keep one")
-        args.opts = ["MODEL.WEIGHTS", args.load, *args.opts]
+    if args.predict is not None and (args.evaluate or args.eval_only or args.resume):
+        parser.error("--predict goes with none of --evaluate, --eval-*, --resume")
+    if args.output and args.predict is None:
+        parser.error("--output goes with --predict. For training and evaluation set OUTPUT_DIR")
     if args.evaluate:
         if args.evaluate.suffix != ".json":
             parser.error(f"--evaluate {args.evaluate}: the name of the file must end in .json")
@@ -70,13 +56,25 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = default_argument_parser(epilog=_EPILOG)
-    parser.allow_abbrev = False
-    # It takes all that follows the first option, flags included, unless it is one of many words.
-    opts = next(action for action in parser._actions if action.dest == "opts")
-    opts.nargs, opts.metavar = "*", "KEY=VALUE"
-    opts.help = "options that override the config, also KEY VALUE"
+def _parser() -> ConfigArgumentParser:
+    parser = ConfigArgumentParser(epilog=_EPILOG)
+    # What detectron2's default_argument_parser has besides
+    parser.add_argument("--resume", action="store_true", help="go on with the run in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, without training")
+    parser.add_argument("--num-gpus", type=int, default=1, help="number of GPUs per machine (1)")
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines (1)")
+    parser.add_argument(
+        "--machine-rank", type=int, default=0, help="index of this machine, from 0 (0)"
+    )
+    # A port of its own for each user that is the same every time: processes that were left behind
+    # by an earlier run are noticed, since they hold it.
+    user = 1 if sys.platform == "win32" else os.getuid()
+    parser.add_argument(
+        "--dist-url",
+        default=f"tcp://127.0.0.1:{2**15 + 2**14 + hash(user) % 2**14}",
+        metavar="URL",
+        help="where the processes meet, as torch.distributed takes it (%(default)s)",
+    )
     parser.add_argument(
         "--eval-iter",
         "-i",
@@ -90,61 +88,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="OUTPUT_DIR is the config's path below configs/, in this folder",
     )
-    parser.add_argument("--load", metavar="FILE", help="weights, as MODEL.WEIGHTS")
-    parser.add_argument(
-        "--predict",
-        action="append",
-        nargs="*",
-        metavar="IMAGE",
-        help="draw what the model detects into output.png, or <name>_pred.png of each of several",
-    )
-    parser.add_argument(
-        "--confidence", type=float, default=0.5, help="least score that --predict draws (0.5)"
-    )
     parser.add_argument(
         "--evaluate",
         type=Path,
         metavar="FILE.json",
         help="evaluate only, and write the detections in the format of COCO's results",
     )
-    # An option of its own: tensorpack's users write it, and it begins like --config-file.
-    parser.add_argument(
-        "--config",
-        action="append",
-        nargs="*",
-        default=[],
-        metavar="KEY=VALUE",
-        help="the same options",
-    )
+    parser.add_drawing_flags()
     return parser
-
-
-def _join_negative(parser: argparse.ArgumentParser, argv: Sequence[str]) -> list[str]:
-    """KEY -VALUE becomes KEY=-VALUE: the value could be a flag, as -inf is -i with the value nf."""
-    words = []
-    for word in argv:
-        is_flag = word.startswith("--") or word in parser._option_string_actions
-        if words and is_key(words[-1]) and word.startswith("-") and not is_flag:
-            words[-1] += f"={word}"
-        else:
-            words.append(word)
-    return words
-
-
-def _split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Images, and the options that follow them."""
-    for i, word in enumerate(words):
-        if is_option(word) and not Path(word).exists():
-            return words[:i], words[i:]
-    return words, []
-
-
-def _about_unknown(parser: argparse.ArgumentParser, word: str) -> str:
-    flag = word.partition("=")[0]
-    if flag in _TENSORPACK_FLAGS:
-        return f"{flag} of tensorpack is {_TENSORPACK_FLAGS[flag]} here"
-    flags = [s for action in parser._actions for s in action.option_strings]
-    close = [s for s in flags if s.startswith(flag) and flag != "--"]
-    if close:
-        return f"{flag}: flags are not abbreviated, write {' or '.join(close)}"
-    return f"there is no flag {flag} (a value that begins with - is written KEY=VALUE)"

@@ -1,93 +1,144 @@
 """What a config asks for and cannot have, found before anything is built or read."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import ROI_HEADS_REGISTRY
-from detectron2.modeling.roi_heads import CascadeROIHeads
-
-from dcn_projects.modeling import (
-    RFCN,
-    DeepLab,
-    DeformROIHeads,
-    MXNetROIHeads,
-    RFCNROIHeads,
-    build_deformable_model,
-    meta_architecture,
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
 )
-from dcn_projects.modeling.box_nms import soft_nms_options
-from dcn_projects.modeling.meta_arch.deeplab import window_options
-from dcn_projects.modeling.test_time_augmentation import augmentation_options
+
+from dcn_projects.config import add_dcn_config
+from dcn_projects.modeling import meta_architecture
 
 from .tasks import TASKS, task_of, value_of
 
 __all__ = [
     "check_classes",
     "check_evaluators",
-    "check_heads",
+    "check_keys",
     "check_preprocessing",
     "check_training",
 ]
 
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
+# Keys of this project, and groups of them, that are read whatever the model is.
+READ_BY_ENGINE = ("SOLVER", "DATALOADER", "MODEL.DEFORMABLE")
+AUGMENTATION = "TEST.AUG"
+# Keys of detectron2 with values of this project, which readers of POOLER_GAMMA beside them know.
+POOLERS = ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "MODEL.ROI_MASK_HEAD.POOLER_TYPE")
+POOLERS_OF_DETECTRON2 = ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated", "")
 
-def check_heads(cfg: CfgNode) -> None:
+
+def check_keys(cfg: CfgNode) -> None:
     """
+    Components declare with `dcn_projects.config.reads` which keys of this project they read. Keys
+    that differ from their defaults must be among them: another model than the one that was meant
+    would be trained without a word. This holds for classes of the user's own too.
+
     Raises:
-        ValueError: if the heads are not those of the model, or cannot do the NMS, the windows, the
-            test-time augmentation or the RoI pooling that the config asks for
+        ValueError: naming a key that no component of the model reads, and components that do; or
+            if the model has no test-time augmentation, and the config asks for it
+        KeyError: if a component is not registered
     """
-    soft_nms_options(cfg)
-    if window_options(cfg)["window_size"] and not issubclass(meta_architecture(cfg), DeepLab):
+    task = task_of(cfg)
+    if cfg.TEST.AUG.ENABLED and task.augmentation is None:
         raise ValueError(
-            f"TEST.WINDOW_SIZE: {cfg.MODEL.META_ARCHITECTURE} takes whole images. For windows of a "
-            "SemanticSegmentor take MODEL.META_ARCHITECTURE DeepLab"
+            f"TEST.AUG.ENABLED: there is no test-time augmentation for models such as "
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}. Make it False"
         )
-    swaps = build_deformable_model.__name__
-    if cfg.MODEL.DEFORMABLE.SELECT and cfg.MODEL.META_ARCHITECTURE != swaps:
-        raise ValueError(
-            f"MODEL.DEFORMABLE.SELECT is read by {swaps}: make it MODEL.META_ARCHITECTURE, and "
-            f"MODEL.DEFORMABLE.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}"
-        )
-    keys = cfg.MODEL.ROI_HEADS
-    heads = ROI_HEADS_REGISTRY.get(keys.NAME)
-    if issubclass(meta_architecture(cfg), RFCN) != issubclass(heads, RFCNROIHeads):
-        raise ValueError(
-            f"MODEL.META_ARCHITECTURE is {cfg.MODEL.META_ARCHITECTURE} and MODEL.ROI_HEADS.NAME "
-            f"{keys.NAME}: the position-sensitive maps of RFCN are for RFCNROIHeads and no others"
-        )
-    # Those of a cascade have detectron2's boxes.
-    if heads.__module__.startswith("detectron2.") or issubclass(heads, CascadeROIHeads):
-        asked = {
-            "ROI_HEADS.NMS_TYPE": keys.NMS_TYPE != "hard",
-            "ROI_BOX_HEAD.OHEM_NUM": cfg.MODEL.ROI_BOX_HEAD.OHEM_NUM > 0,
-        }
-        if names := [f"MODEL.{key}" for key, is_asked in asked.items() if is_asked]:
-            raise ValueError(
-                f"{' and '.join(names)}: {keys.NAME} has hard NMS and no OHEM. For Faster and Mask "
-                "R-CNN take MODEL.ROI_HEADS.NAME OHEMROIHeads"
-            )
-    if cfg.TEST.AUG.ENABLED:
-        raw = augmentation_options(cfg)["raw"]
-        if raw and issubclass(heads, CascadeROIHeads):
-            raise ValueError(f"TEST.AUG.MERGE raw: {keys.NAME} has no single box head to ask")
-    for key, value, reader in (
-        ("ROI_BOX_HEAD.REDUCED_DIM", cfg.MODEL.ROI_BOX_HEAD.REDUCED_DIM, DeformROIHeads),
-        ("ROI_HEADS.FILL_BATCH", keys.FILL_BATCH, MXNetROIHeads),
-    ):
-        if value and not issubclass(heads, reader):
-            raise ValueError(
-                f"MODEL.{key} is {value}, but {keys.NAME} does not read it. Take "
-                f"MODEL.ROI_HEADS.NAME {reader.__name__}"
-            )
-    for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD") if cfg.MODEL.MASK_ON else ("ROI_BOX_HEAD",):
-        pooler = cfg.MODEL[head].POOLER_TYPE
-        if pooler.endswith("DeformROIPool") and not issubclass(heads, DeformROIHeads):
-            raise ValueError(
-                f"MODEL.{head}.POOLER_TYPE {pooler}: {keys.NAME} cannot pool so. For Faster and "
-                "Mask R-CNN take MODEL.ROI_HEADS.NAME DeformROIHeads"
-            )
+    declared = set(READ_BY_ENGINE)
+    if task.augmentation is not None:
+        declared.add(AUGMENTATION)
+    for component in _components(cfg):
+        declared |= getattr(component, "config_keys", frozenset())
+    unread = {
+        k: v for k, v in _changed_keys(cfg).items() if not _is_below(_declared_as(k), declared)
+    }
+    if unread:
+        _refuse(cfg, unread)
+
+
+def _components(cfg: CfgNode) -> Iterator[object]:
+    """The classes and functions that the model is made of."""
+    yield meta_architecture(cfg)
+    for key, switch in task_of(cfg).components.items():
+        name = value_of(cfg, key)
+        if not name or name == "PrecomputedProposals" or switch and not value_of(cfg, switch):
+            continue
+        yield REGISTRIES[key].get(name)
+
+
+def _changed_keys(cfg: CfgNode) -> dict[str, object]:
+    """Keys of this project that differ from their defaults, with their values."""
+    detectron2, ours = get_cfg(), get_cfg()
+    add_dcn_config(ours)
+    known, given = dict(_leaves(detectron2)), dict(_leaves(cfg))
+    changed = {
+        key: given[key]
+        for key, default in _leaves(ours)
+        if key not in known and given[key] != default
+    }
+    poolers = POOLERS if cfg.MODEL.MASK_ON else POOLERS[:1]
+    return changed | {k: given[k] for k in poolers if given[k] not in POOLERS_OF_DETECTRON2}
+
+
+def _declared_as(key: str) -> str:
+    """The key that a component declares if it reads this one."""
+    return key.replace("POOLER_TYPE", "POOLER_GAMMA")
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _is_below(key: str, groups: Iterable[str]) -> bool:
+    return any(key == group or key.startswith(group + ".") for group in groups)
+
+
+def _refuse(cfg: CfgNode, unread: dict[str, object]) -> None:
+    readers = {}
+    for named_by, registry in REGISTRIES.items():
+        for name, component in registry:
+            keys = getattr(component, "config_keys", ())
+            if all(_is_below(_declared_as(key), keys) for key in unread):
+                readers.setdefault(named_by, []).append(name)
+    hint = " and ".join(f"{key} {' or '.join(sorted(names))}" for key, names in readers.items())
+    settings = ", ".join(f"{key} {value}" for key, value in unread.items())
+    chosen = ", ".join(
+        f"{key} {value_of(cfg, key)}"
+        for key in ("MODEL.META_ARCHITECTURE", *task_of(cfg).components)
+        if key.endswith(("ARCHITECTURE", "HEADS.NAME"))
+    )
+    raise ValueError(
+        f"no part of the model ({chosen}) reads {settings}"
+        + (f". Such keys are read with {hint}" if hint else ". Take them out")
+    )
 
 
 def check_training(cfg: CfgNode) -> None:

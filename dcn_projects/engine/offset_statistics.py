@@ -7,7 +7,14 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from dcn_projects.layers import DeformROIPool, hook_offsets
-from dcn_projects.layers.fallback.roi_region import groups_of_bins, roi_regions
+from dcn_projects.layers.roi_region import roi_regions
+from dcn_projects.layers.sampling import (
+    moves_of_bins,
+    sample_positions,
+    samples_inside,
+    tap_positions,
+    taps_inside,
+)
 
 __all__ = ["OffsetStatistics"]
 
@@ -103,18 +110,12 @@ def _of_convolution(layer: nn.Module, input: Tensor, offset: Tensor) -> tuple:
         read: number of samples that read something, as a tensor
         points: number of samples
     """
-    (N, _, Ho, Wo), (kh, kw) = offset.shape, layer.kernel_size
-    dy, dx = offset.float().reshape(N, -1, kh, kw, 2, Ho, Wo).unbind(4)
-    legacy = getattr(layer, "legacy_border", False)
-
-    def reads(moves, axis):
-        taps = torch.arange(layer.kernel_size[axis], device=moves.device) * layer.dilation[axis]
-        cells = torch.arange(offset.shape[2 + axis], device=moves.device) * layer.stride[axis]
-        at = taps[:, None] + cells - layer.padding[axis]
-        at = moves + (at[:, None, :, None] if axis == 0 else at[:, None, :])
-        return ((at >= 0) if legacy else (at > -1)) & (at < input.shape[2 + axis])
-
-    return dy, dx, (reads(dy, 0) & reads(dx, 1)).sum(), dy.numel()
+    positions = tap_positions(
+        offset.float(), layer.kernel_size, layer.stride, layer.padding, layer.dilation
+    )
+    dy, dx = offset.float().reshape(positions.shape).unbind(4)
+    inside = taps_inside(positions, input.shape[2:], layer.legacy_border)
+    return dy, dx, inside.all(4).sum(), dy.numel()
 
 
 def _of_pooling(layer: DeformROIPool, input: Tensor, offset: Tensor, rois: Tensor) -> tuple:
@@ -122,20 +123,11 @@ def _of_pooling(layer: DeformROIPool, input: Tensor, offset: Tensor, rois: Tenso
     _, start, length = roi_regions(
         "deform_roi_pool", rois, len(input), layer.spatial_scale, 0.5, torch.float32
     )
-    parts = [
-        groups_of_bins(bins, part, offset.device)
-        for bins, part in zip(layer.output_size, offset.shape[2:])
-    ]
-    of_bins = offset.float()[:, :, parts[0][:, None], parts[1]].unflatten(1, (-1, 2))
-    S = layer.sampling_ratio
     moves, reads = [], []
-    for axis, plane in enumerate((1, 0)):  # y is the second plane
-        first, size = (t[axis, :, None, None, None] for t in (start, length))
-        moved = layer.gamma * of_bins[:, :, plane] * size
-        at = torch.arange(layer.output_size[axis] * S, device=offset.device) / S
-        at = at.view(-1, 1, S) if axis == 0 else at.view(-1, S)
-        at = (first + moved)[..., None] + at * size[..., None] / layer.output_size[axis]
-        inside = (at >= -0.5) & (at <= input.shape[2 + axis] - 0.5)
-        moves.append(moved)
-        reads.append(inside.sum(-1))
-    return *moves, (reads[0] * reads[1]).sum(), moves[0].numel() * S * S
+    for axis, move in enumerate(moves_of_bins(offset.float(), layer.output_size)):
+        moves.append(layer.gamma * move * length[axis].view(-1, 1, 1, 1))
+        positions = sample_positions(
+            axis, start[axis], length[axis], move, layer.gamma, layer.sampling_ratio
+        )
+        reads.append(samples_inside(positions, input.shape[2 + axis]).sum(-1))
+    return *moves, (reads[0] * reads[1]).sum(), moves[0].numel() * layer.sampling_ratio**2

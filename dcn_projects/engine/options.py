@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterable, Iterator
 
-from detectron2.config import CfgNode, get_cfg
+from yacs.config import CfgNode  # that of detectron2 is one, and detectron2 takes long to import
 
 from dcn_projects.config_renames import rename_option
 
@@ -110,8 +110,12 @@ def is_option(word: str) -> bool:
     of ours or of tensorpack.
     """
     key, equals, _ = word.partition("=")
-    groups = {name.partition(".")[0] for name in TENSORPACK_KEYS} | set(get_cfg())
-    return is_key(key) and (bool(equals) or key.partition(".")[0] in groups)
+    if not is_key(key) or equals:
+        return is_key(key)
+    from detectron2.config import get_cfg  # imports torch, which --help does without
+
+    group = key.partition(".")[0]
+    return group in get_cfg() or any(group == name.partition(".")[0] for name in TENSORPACK_KEYS)
 
 
 def _find(cfg: CfgNode, key: str):

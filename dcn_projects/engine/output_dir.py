@@ -2,10 +2,6 @@ import os
 import re
 from pathlib import Path
 
-import torch
-
-from dcn_projects.checkpoint import check_weights
-
 __all__ = ["last_checkpoint", "mirrored_output_dir", "weights_to_evaluate"]
 
 
@@ -89,6 +85,10 @@ def checkpoint_after(folder: Path, iteration: int) -> Path:
     there = numbered(folder)
     final = folder / "model_final.pth"
     if iteration not in there and final.exists():
+        import torch  # the names above are asked for by --help, which does without
+
+        from dcn_projects.checkpoint import check_weights
+
         check_weights(str(final), "--eval-iter")
         content = torch.load(final, map_location="cpu", mmap=True, weights_only=True)
         there[content.get("iteration", -1) + 1] = final

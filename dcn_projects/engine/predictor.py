@@ -1,42 +1,89 @@
+"""A trained model that takes one image at a time."""
+
 import logging
 import os
+from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 
 from dcn_projects.checkpoint import check_weights, load_trained
 from dcn_projects.errors import one_line_errors
+from dcn_projects.modeling import build_model
+from dcn_projects.vis import class_metadata
 
+from .check_config import check_heads
 from .config import read_config
+from .options import option_pairs
+from .output_dir import weights_to_evaluate
 
-__all__ = ["build_predictor", "load_predictor"]
+__all__ = ["build_predictor", "load_predictor", "trained_config"]
+
+
+class _Predictor(DefaultPredictor):
+    """detectron2's, with a model that this project builds, and with all of its weights."""
+
+    def __init__(self, cfg: CfgNode):
+        # detectron2's own would build without MODEL.DEFORMABLE, and leave out what does not fit.
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg).eval()
+        load_trained(self.model, cfg.MODEL.WEIGHTS)
+        self.metadata = class_metadata(cfg)
+        self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
 
 
 def build_predictor(
-    config_file: str | os.PathLike, weights: str | os.PathLike, opts=()
+    config_file: str | os.PathLike, weights: str | os.PathLike | None = None, opts=()
 ) -> DefaultPredictor:
     """
     Args:
-        config_file: one of configs/*/*.yaml
-        weights: checkpoint of its model
-        opts: options that override the config, KEY VALUE or KEY=VALUE
+        config_file, weights, opts: see `trained_config`
     Returns:
         DefaultPredictor: on the CPU where there is no GPU
     Raises:
         OSError: if a file cannot be read
         ValueError: if the config does not fit this project, or the checkpoint the config
     """
+    cfg = trained_config(config_file, weights, opts)
+    with one_line_errors(os.fspath(config_file)):
+        return load_predictor(cfg)
+
+
+def trained_config(
+    config_file: str | os.PathLike,
+    weights: str | os.PathLike | None = None,
+    opts: Iterable[str] = (),
+) -> CfgNode:
+    """
+    Args:
+        config_file: one of configs/*/*.yaml, or its name below configs/
+        weights: checkpoint of its model. Without one it is that of MODEL.WEIGHTS in `opts`, else
+            the last one in OUTPUT_DIR, else that of the config
+        opts: options that override the config, KEY VALUE or KEY=VALUE
+    Returns:
+        CfgNode: with a checkpoint that can be read, and a device that is there
+    Raises:
+        OSError, ValueError: as `build_predictor`, before the model is built
+    """
+    config_file, opts = os.fspath(config_file), list(opts)
     cfg = read_config(config_file, opts)
+    if weights is None:
+        given = "MODEL.WEIGHTS" in dict(option_pairs(opts))
+        cfg.MODEL.WEIGHTS, told_by = weights_to_evaluate(cfg, None, given), "MODEL.WEIGHTS"
+    elif weights:
+        cfg.MODEL.WEIGHTS, told_by = os.fspath(weights), "weights"
+    else:
+        raise ValueError("The path of the weights is empty: name a checkpoint.")
     if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
         logging.getLogger(__name__).warning("No GPU: the model runs on the CPU.")
         cfg.MODEL.DEVICE = "cpu"
-    if not weights:
-        raise ValueError("The path of the weights is empty: name a checkpoint.")
-    cfg.MODEL.WEIGHTS = os.fspath(weights)
-    check_weights(cfg.MODEL.WEIGHTS, told_by="weights")
     with one_line_errors(config_file):
-        return load_predictor(cfg)
+        check_heads(cfg)
+        check_weights(cfg.MODEL.WEIGHTS, told_by)
+    return cfg
 
 
 def load_predictor(cfg: CfgNode) -> DefaultPredictor:
@@ -46,11 +93,4 @@ def load_predictor(cfg: CfgNode) -> DefaultPredictor:
     Raises:
         OSError, ValueError: if they cannot be read, or are not those of the model
     """
-    weights = cfg.MODEL.WEIGHTS
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.WEIGHTS = ""  # detectron2 would leave out what does not fit
-    predictor = DefaultPredictor(cfg)
-    load_trained(predictor.model, weights)
-    predictor.cfg.MODEL.WEIGHTS = weights
-    return predictor
+    return _Predictor(cfg)

@@ -24,7 +24,7 @@ from dcn_projects.evaluation import copy_detections
 from .check_config import (
     check_classes,
     check_evaluators,
-    check_heads,
+    check_keys,
     check_preprocessing,
     check_training,
 )
@@ -34,7 +34,7 @@ from .output_dir import last_checkpoint, weights_to_evaluate
 from .tasks import task_of
 from .trainer import Trainer
 
-__all__ = ["main", "setup"]
+__all__ = ["main", "predict", "setup"]
 
 
 def main(args: Namespace, trainer: type[Trainer] = Trainer):
@@ -49,13 +49,10 @@ def main(args: Namespace, trainer: type[Trainer] = Trainer):
     Returns:
         the results of an evaluation, task -> metric -> value; None without one
     """
+    if args.predict:
+        return predict(args)
     cfg = setup(args)
     with _exit_with_one_line():
-        if args.predict:
-            from .prediction import predict_images  # needs OpenCV, which training does without
-
-            with one_line_errors(args.config_file):
-                return predict_images(cfg, args.predict, args.confidence)
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="dcn_projects")
         with one_line_errors(args.config_file):
@@ -67,6 +64,28 @@ def main(args: Namespace, trainer: type[Trainer] = Trainer):
         return results
 
 
+def predict(args: Namespace) -> None:
+    """
+    Draw what the models of a command line find in the images that `--predict` names. Errors end the
+    program as those of `main` do.
+
+    Args:
+        args: of `parse_arguments`
+    """
+    from .drawing import TENSORPACK_STYLE, draw_predictions  # needs OpenCV, as nothing else here
+
+    with _exit_with_one_line():
+        draw_predictions(
+            args.config_files,
+            args.weights,
+            args.predict,
+            opts=args.opts,
+            confidence=args.confidence,
+            output=args.output,
+            style=TENSORPACK_STYLE,
+        )
+
+
 def setup(args: Namespace) -> CfgNode:
     """
     Returns:
@@ -75,7 +94,7 @@ def setup(args: Namespace) -> CfgNode:
     """
     with _exit_with_one_line():
         cfg = read_config(args.config_file, args.opts)
-        if args.eval_only or args.predict:
+        if args.eval_only:
             given = "MODEL.WEIGHTS" in dict(option_pairs(args.opts))
             cfg.MODEL.WEIGHTS = weights_to_evaluate(cfg, args.eval_iter, given)
         if not torch.cuda.is_available() and cfg.MODEL.DEVICE != "cpu":
@@ -83,7 +102,7 @@ def setup(args: Namespace) -> CfgNode:
             cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
         with one_line_errors(args.config_file):
-            check_heads(cfg)
+            check_keys(cfg)
             check_exact_resume(cfg)
             check_files(cfg, args)
         return cfg
@@ -91,8 +110,6 @@ def setup(args: Namespace) -> CfgNode:
 
 def check_files(cfg: CfgNode, args: Namespace) -> None:
     """Raises OSError or ValueError if data or weights cannot be used."""
-    if args.predict:
-        return check_weights(cfg.MODEL.WEIGHTS)
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
     key = "TEST" if args.eval_only else "TRAIN"
     if not cfg.DATASETS[key]:

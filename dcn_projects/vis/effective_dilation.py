@@ -10,7 +10,7 @@ from collections import defaultdict
 import numpy as np
 from tabulate import tabulate
 
-from .sampling_locations import LayerOffsets
+from .recorded_offsets import LayerOffsets
 
 __all__ = ["SIZES", "DilationStatistics", "effective_dilation", "object_sizes"]
 

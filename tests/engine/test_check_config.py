@@ -5,9 +5,11 @@ import logging
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 
 from dcn_projects import add_dcn_config
-from dcn_projects.engine import check_classes, check_preprocessing
+from dcn_projects.config import reads
+from dcn_projects.engine import check_classes, check_keys, check_preprocessing
 
 MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 
@@ -43,3 +45,76 @@ def test_other_classes(model, head, request):
         check_classes(cfg, ["three"])
     cfg.MODEL[head].NUM_CLASSES = 3
     check_classes(cfg, ["three"])
+
+
+class StrangeHeads(StandardROIHeads):
+    """Heads of somebody else, which have hard NMS and no hard example mining."""
+
+
+@reads("MODEL.ROI_HEADS.NMS_TYPE")
+class SoftHeads(StandardROIHeads):
+    """Heads of somebody else, which say that they have soft-NMS."""
+
+
+@pytest.fixture
+def heads_of_others():
+    for heads in (StrangeHeads, SoftHeads):
+        ROI_HEADS_REGISTRY.register(heads)
+    yield
+    for heads in (StrangeHeads, SoftHeads):
+        ROI_HEADS_REGISTRY._obj_map.pop(heads.__name__)
+
+
+RETINANET = {"MODEL.META_ARCHITECTURE": "RetinaNet"}
+SEGMENTOR = {"MODEL.META_ARCHITECTURE": "SemanticSegmentor"}
+GAUSSIAN = {"MODEL.ROI_HEADS.NMS_TYPE": "gaussian"}
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        # Heads of detectron2, and others that do not declare the key
+        (GAUSSIAN, "reads MODEL.ROI_HEADS.NMS_TYPE gaussian"),
+        ({"MODEL.ROI_HEADS.NAME": "StrangeHeads", **GAUSSIAN}, "StrangeHeads"),
+        (
+            {"MODEL.ROI_HEADS.NAME": "SoftHeads", "MODEL.ROI_BOX_HEAD.OHEM_NUM": 8},
+            "OHEM_NUM 8",
+        ),
+        ({"MODEL.ROI_BOX_HEAD.POOLER_TYPE": "DeformROIPool"}, "POOLER_TYPE DeformROIPool"),
+        ({"MODEL.DYNAMIC_RCNN.SYNC": False}, "DynamicROIHeads"),
+        ({"MODEL.MIMIC.NUM_SAMPLES": 4}, "MimicRCNN"),
+        ({"MODEL.RPN.IMAGE_STRIDE": 32}, "MODEL.PROPOSAL_GENERATOR.NAME MXNetRPN"),
+        ({"MODEL.RESNETS.STEM_CEIL_POOL": True}, "build_deform_resnet_backbone"),
+        # What is read by heads that the model does not have
+        ({"MODEL.ROI_HEADS.NAME": "OHEMROIHeads", **RETINANET, **GAUSSIAN}, "RetinaNet"),
+        ({"TEST.WINDOW_SIZE": [64, 64], **SEGMENTOR}, "MODEL.META_ARCHITECTURE DeepLab"),
+        # No test-time augmentation
+        ({"TEST.AUG.ENABLED": True, **RETINANET}, "TEST.AUG.ENABLED"),
+        ({"TEST.AUG.SCALES": [[480, 800]], **RETINANET}, "TEST.AUG.SCALES"),
+    ],
+)
+def test_keys_that_nothing_reads(options, named, heads_of_others):
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_list([part for pair in options.items() for part in pair])
+    with pytest.raises(ValueError) as e:
+        check_keys(cfg)
+    assert named in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"MODEL.ROI_HEADS.NAME": "SoftHeads", **GAUSSIAN},
+        {"MODEL.ROI_HEADS.NAME": "OHEMROIHeads", **GAUSSIAN, "MODEL.ROI_BOX_HEAD.OHEM_NUM": 8},
+        {"MODEL.ROI_MASK_HEAD.POOLER_TYPE": "DeformROIPool"},  # MASK_ON is False
+        {"TEST.AUG.ENABLED": True, "TEST.AUG.SCALES": [[480, 800]]},
+        {"SOLVER.OPTIMIZER": "AdamW", "DATALOADER.EXACT_RESUME": True},
+    ],
+)
+def test_keys_that_are_read(options, heads_of_others):
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    cfg.merge_from_list([part for pair in options.items() for part in pair])
+    check_keys(cfg)

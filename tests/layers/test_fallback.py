@@ -13,7 +13,7 @@ import torch
 from torch.testing import assert_close
 
 from dcn_projects.layers import fallback
-from dcn_projects.layers.fallback import parts
+from dcn_projects.layers.fallback import chunks
 from dcn_projects.layers.library import COMPILED, OPERATORS
 from tests.layers import test_deform_conv as conv
 from tests.layers import test_deform_roi_pool as deform_roi
@@ -85,7 +85,7 @@ def cases():
 
 @pytest.mark.parametrize("name,tensors,numbers", cases())
 def test_work_in_many_parts(monkeypatch, name, tensors, numbers):
-    monkeypatch.setattr(parts, "_LARGEST", 1000)
+    monkeypatch.setattr(chunks, "_LARGEST", 1000)
     tensors = [t if t is None else t.detach() for t in tensors]
     compiled = getattr(torch.ops.dcn_projects, name)(*tensors, *numbers)
     tolerance = {"rtol": 0, "atol": 0.05 if compiled.dtype == torch.bfloat16 else 1e-12}
@@ -103,7 +103,7 @@ def test_work_in_many_parts(monkeypatch, name, tensors, numbers):
 
 @pytest.mark.parametrize("max_per_class", [None, 9])
 def test_classes_in_many_parts(monkeypatch, max_per_class):
-    monkeypatch.setattr(parts, "_LARGEST", 1000)
+    monkeypatch.setattr(chunks, "_LARGEST", 1000)
     boxes, scores = nms.make_boxes(60), nms.make_scores(360)
     starts = torch.tensor([3, 3, 53, 60, 180, 180, 355])
     arguments = (boxes, scores, starts, "gaussian", 0.5, 0.3, 0.01, max_per_class)

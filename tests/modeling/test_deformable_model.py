@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 import dcn_projects.modeling
 from dcn_projects import add_dcn_config
-from dcn_projects.engine import check_heads
+from dcn_projects.engine import check_keys
 from dcn_projects.layers import DeformableConv2d
 from dcn_projects.modeling import (
     DeformBottleneckBlock,
@@ -196,7 +196,7 @@ def test_mistakes_name_the_key(options, message):
             dcn_projects.modeling.build_model(cfg)
 
 
-@pytest.mark.parametrize("use", [build_model, meta_architecture, check_heads])
+@pytest.mark.parametrize("use", [build_model, meta_architecture, check_keys])
 def test_a_model_within_itself(use):
     options = ("MODEL.DEFORMABLE.META_ARCHITECTURE", "build_deformable_model")
     cfg = make_cfg("FPN's outputs and the mask head", *DEFORMABLE, *options)

@@ -245,7 +245,8 @@ def test_imagenet_classifier_starts_a_model(run_tool, tmp_path):
     state = {k: torch.from_numpy(v) for k, v in pickle.loads(output.read_bytes())["model"].items()}
     keys = model.load_state_dict(state, strict=False)
     assert not keys.unexpected_keys
-    heads = ("proposal_generator.", "roi_heads.score_maps.", "backbone.res5.0.conv2.conv_offset.")
+    offset = "backbone.res5.0.conv2.conv_offset."
+    heads = ("proposal_generator.", "roi_heads.score_maps.", offset)
     assert len(keys.missing_keys) == 6 + 10 + 2
     assert all(key.startswith(heads) for key in keys.missing_keys)
     (reported,) = DetectionCheckpointer(model).load(str(output)).items()

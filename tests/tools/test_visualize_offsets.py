@@ -1,11 +1,14 @@
 """The tool as its users run it, on an untrained model whose filters have a known width."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from tests.conftest import ROOT
 
 TOOL = "tools/visualize_offsets.py"
 LAYER = "backbone.res5.0.conv2"
@@ -101,6 +104,16 @@ def test_without_detections_the_middle_is_shown(run, image, tmp_path):
     assert code == 0 and "0 detections are shown" in text
     assert (tmp_path / "out/sampling_locations_64_48.png").exists()
     assert not list((tmp_path / "out").glob("deformed_bins*"))
+
+
+def test_names_of_other_origins(run_program, tiny_model, image, tmp_path):
+    """Of the options, and of the config: those of train_net.py --predict and demo.py."""
+    config, weights, opts = tiny_model()
+    words = ("--config-file", Path(config).relative_to(ROOT / "configs"), *opts)
+    words += (f"MODEL.WEIGHTS={weights}", "--predict", image, "--confidence", 1.1)
+    code, text = run_program(TOOL, *words, "--output", tmp_path / "out")
+    assert code == 0 and "0 detections are shown" in text, text
+    assert (tmp_path / "out/sampling_locations_64_48.png").exists()
 
 
 MISTAKES = {

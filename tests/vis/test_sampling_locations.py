@@ -11,6 +11,7 @@ from dcn_projects.vis import (
     roi_bins,
     sampling_locations,
 )
+from tests.layers import reference
 
 
 class Stack(nn.Module):
@@ -85,6 +86,24 @@ def test_roi_bins():
     moved = np.array(plain)
     moved[1] += (1, -1, 1, -1)
     np.testing.assert_allclose(roi_bins(entry, 0, 1), moved)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("corners", [(-0.5, 6.5), (-2.5, -1.5), (0.5, 0.5), (-3.4, 9.6), (7, 2)])
+def test_roi_bins_are_those_of_the_operator(corners, axis):
+    """Corners on halves are rounded away from zero; a RoI is a tenth of a cell at least."""
+    roi = [0.0, 1, 1, 9, 9]
+    roi[1 + axis], roi[3 + axis] = corners
+    pool, offset = DeformROIPool(2, spatial_scale=0.5), torch.zeros(1, 2, 2, 2)
+    offset[0, :, 1, 1] = 1.0
+    with record_offsets(pool) as recorded:
+        pool(torch.zeros(1, 1, 9, 9), torch.tensor([roi]), offset)
+    (bins,) = (roi_bins(entry, 0, 0) for entry in recorded[""])
+    start, length = reference._roi_axis(*corners, 0.5, 0.5)  # in cells, of their centres
+    start, length = (start + 0.5) / 0.5, length / 0.5
+    expected = [start + length * k for k in (0, 0.5, 0.5 + 0.1, 1 + 0.1)]
+    actual = [*bins[0, axis::2], *bins[3, axis::2]]
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
 def test_pictures():

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..checks import check_deform_conv, check_grad
 from ..deform_conv import new_map
-from .parts import parts, wide
+from ..sampling import tap_grid, tap_positions, taps_inside
+from .chunks import chunks, wide
 
 
 def deform_conv(input, offset, weight, mask, bias, stride, padding, dilation, legacy_border):
@@ -62,7 +63,7 @@ def _torchvision_calls(
             f"deform_conv: without the compiled operators one image, {list(input.shape[1:])}, and "
             f"the {columns} elements of its columns must be less than 2^31"
         )
-    for part in parts(len(input), largest):
+    for part in chunks(len(input), largest):
         images = input[part].to(dtype)
         tamed, has_slope = _tame(
             offset[part].to(dtype),
@@ -89,19 +90,11 @@ def _tame(offset, size, kernel, stride, padding, dilation, legacy_border) -> tup
         offset: samples that do not count are moved to -2, where torchvision reads nothing
         has_slope: of its shape, False where the value does not depend on the offset
     """
-    shape = offset.shape
-    lines = []  # where the taps of the regular grid are, along y and x: (taps, cells)
-    for axis in range(2):
-        taps, cells = (torch.arange(n).to(offset) for n in (kernel[axis], shape[2 + axis]))
-        lines.append(taps.view(-1, 1) * dilation[axis] + cells * stride[axis] - padding[axis])
-    grid = torch.broadcast_tensors(lines[0][:, None, :, None], lines[1][None, :, None, :])
-    grid = torch.stack(grid, 2)  # (kh, kw, 2, Ho, Wo)
+    grid = tap_grid(kernel, offset.shape[2:], stride, padding, dilation, offset)
     limit = torch.tensor(size).to(offset).view(2, 1, 1)
-
-    offset = offset.reshape(shape[0], -1, *grid.shape)
-    position = grid + offset
-    inside = (position >= 0 if legacy_border else position > -1) & (position < limit)
-    counts = inside.all(4, keepdim=True)
+    shape, position = offset.shape, tap_positions(offset, kernel, stride, padding, dilation)
+    offset = offset.reshape(position.shape)
+    counts = taps_inside(position, size, legacy_border).all(4, keepdim=True)
     has_slope = counts.expand_as(offset)
     if legacy_border:
         repeats = position >= limit - 1  # the last row or column

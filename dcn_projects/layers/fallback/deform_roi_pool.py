@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from ..checks import check_deform_roi_pool, check_grad
-from .parts import parts, wide
-from .roi_region import groups_of_bins, roi_regions
+from ..roi_region import groups_of_bins, roi_regions
+from ..sampling import moves_of_bins, part_of_bin, sample_positions, samples_inside
+from .chunks import chunks, wide
 
 
 def deform_roi_pool(
@@ -52,7 +53,7 @@ def deform_roi_pool_backward(
         return grad_input, input.new_empty(0)
     grad_offset = torch.zeros_like(offset, dtype=cells.dtype).flatten(2)
     grad_moves = grad_moves.flatten(1, 2).flatten(2)
-    grad_offset.index_add_(2, _part_of_bin(offset, size).flatten(), grad_moves)
+    grad_offset.index_add_(2, part_of_bin(offset, size).flatten(), grad_moves)
     return grad_input, grad_offset.view(offset.shape).to(offset.dtype)
 
 
@@ -79,12 +80,6 @@ def _from_cells(cells: Tensor, input: Tensor, group_size) -> Tensor:
     return maps.permute(1, 0, 6, 2, 3, 4, 5).reshape(input.shape).to(input.dtype).contiguous()
 
 
-def _part_of_bin(offset: Tensor, size: list[int]) -> Tensor:
-    """(height, width), index of the part whose offset a bin has, in (part_h * part_w)."""
-    rows, cols = (groups_of_bins(size[k], offset.shape[2 + k], offset.device) for k in range(2))
-    return rows[:, None] * offset.shape[3] + cols
-
-
 def _samples(
     op, input, rois, offset, cells, output_size, spatial_scale, sampling_ratio, gamma, group_size
 ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
@@ -100,15 +95,14 @@ def _samples(
     if offset is None:
         moves = cells.new_zeros(2, len(rois), classes, *output_size)
     else:
-        moves = offset.to(cells.dtype).flatten(2)[:, :, _part_of_bin(offset, output_size)]
-        moves = torch.stack([moves[:, 1::2], moves[:, ::2]])  # y, x
+        moves = moves_of_bins(offset.to(cells.dtype), output_size)
 
     rows, cols = (groups_of_bins(output_size[k], group_size[k], device) for k in range(2))
     map_index = image.view(-1, 1, 1, 1) + N * torch.arange(classes, device=device).view(-1, 1, 1)
     map_index = map_index * math.prod(group_size) + rows[:, None] * group_size[1] + cols
     first_cell = map_index.view(*map_index.shape, 1, 1, 1, 1) * (H * W)
     outside = len(cells) - 1
-    for part in parts(
+    for part in chunks(
         len(rois), math.prod(moves.shape[2:]) * 4 * sampling_ratio**2 * cells.shape[1]
     ):
         # All are (r, classes, height, width, samples along y, along x, cells along y, along x).
@@ -144,19 +138,13 @@ def _axis_samples(axis, size, start, length, move, sampling_ratio, gamma) -> lis
         the cells beside the samples, -1 for samples that do not count; what these cells weigh; the
         derivative of that by `move`
     """
-    start, length = start.view(-1, 1, 1, 1), length.view(-1, 1, 1, 1)
-    pooled = move.shape[2 + axis]
-    bins = torch.arange(pooled, device=move.device).view((-1, 1) if axis == 0 else (-1,))
-    step = length / pooled
-    first = move * gamma * length + (bins * step + start)
-    samples = torch.arange(sampling_ratio, device=move.device)
-    position = samples * (step / sampling_ratio)[..., None] + first[..., None]
-    counts = (position >= -0.5) & (position <= size - 0.5)
+    position = sample_positions(axis, start, length, move, gamma, sampling_ratio)
+    counts = samples_inside(position, size)
     position = torch.where(counts, position, 0).clamp(0, size - 1)
     below, above = position.floor(), position.ceil()
     fraction = position - below
     # At a whole coordinate both cells are the same, and so it has no slope.
-    slope = (above - below) * (gamma * length)[..., None]
+    slope = (above - below) * (gamma * length.view(-1, 1, 1, 1))[..., None]
     pairs = [
         torch.where(counts[..., None], torch.stack([below, above], -1).long(), -1),
         torch.stack([1 - fraction, fraction], -1),

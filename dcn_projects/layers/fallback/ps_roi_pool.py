@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..checks import check_grad, check_roi_pool
-from .parts import parts, wide
-from .roi_region import groups_of_bins, roi_regions
+from ..roi_region import groups_of_bins, roi_regions
+from .chunks import chunks, wide
 
 
 def ps_roi_pool(input, rois, output_size, spatial_scale, group_size):
@@ -103,7 +103,7 @@ def _products(image, rows, cols, count, shape, group_size) -> Iterator[tuple]:
     size = C // math.prod(group_size) * H * cols.shape[1]
     for n in range(N):
         on_image = (image == n).nonzero().flatten()
-        for part in parts(len(on_image), size):
+        for part in chunks(len(on_image), size):
             r = on_image[part]
             for gi, gj in itertools.product(*map(range, group_size)):
                 i, j = (groups[0] == gi).nonzero().flatten(), (groups[1] == gj).nonzero().flatten()

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..checks import check_soft_nms
-from .parts import parts
+from .chunks import chunks
 
 
 def soft_nms(boxes, scores, starts, method, sigma, iou_threshold, score_threshold, max_per_class):
@@ -13,7 +13,7 @@ def soft_nms(boxes, scores, starts, method, sigma, iou_threshold, score_threshol
     lengths = starts.diff()
     _check_starts(starts.tolist(), lengths.tolist(), len(scores))
     out = torch.zeros_like(scores)
-    for part in parts(len(lengths), 4 * max(lengths.tolist(), default=0)):
+    for part in chunks(len(lengths), 4 * max(lengths.tolist(), default=0)):
         # All that follows is (classes, boxes); a score of 0 marks a box that takes no part.
         number = torch.arange(int(lengths[part].max()), device=scores.device)
         exists = number < lengths[part, None]

@@ -1,6 +1,8 @@
 """train_net.py --predict and --evaluate with an untrained Mask R-CNN, and data without masks."""
 
 import json
+import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,8 +17,10 @@ from pycocotools.cocoeval import COCOeval
 
 from dcn_projects.data.datasets.warped_digits import make_dataset
 from dcn_projects.engine import read_config
+from tests.conftest import ROOT
 
 CONFIG = "configs/Mask-RCNN/mask_rcnn_R_14_FPN_gn_digits.yaml"
+CONFIG_PATH = ROOT / CONFIG
 SMALL = (
     "MODEL.DEVICE=cpu INPUT.MIN_SIZE_TRAIN=(64,) INPUT.MIN_SIZE_TEST=64 DATALOADER.NUM_WORKERS=0 "
     "MODEL.RPN.POST_NMS_TOPK_TEST=8 MODEL.ROI_HEADS.SCORE_THRESH_TEST=0 SOLVER.IMS_PER_BATCH=2 "
@@ -54,15 +58,13 @@ def weights(tmp_path_factory):
 @pytest.fixture
 def run(run_program, digits, tmp_path, monkeypatch):
     """Runs train_net.py in an empty folder without a display, with the tiny model."""
-    from tests.conftest import ROOT
-
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
 
     def run(*words, data="four"):
         names = [f"DATASETS.TRAIN=('{data}',)", f"DATASETS.TEST=('{data}',)"]
-        config = ("--config-file", ROOT / CONFIG)
+        config = ("--config-file", CONFIG_PATH)
         return run_program("train_net.py", *config, *SMALL, *names, "OUTPUT_DIR=out", *words)
 
     return run
@@ -89,6 +91,67 @@ def test_predict_several(run, digits, weights, tmp_path):
     for image in images:
         picture = cv2.imread(str(tmp_path / f"{image.stem}_pred.png"))
         np.testing.assert_array_equal(picture[:, 64:], picture[:, :64])  # nothing is drawn
+
+
+def test_predict_folder_into_folder(run, digits, weights, tmp_path):
+    """Small as the images are, nothing is enlarged, and nothing shown."""
+    code, text = run("--input", digits / "test", "--weights", weights, "--output", "drawn/here")
+    assert not code, text
+    names = sorted(f"{image.stem}_pred.png" for image in (digits / "test").iterdir())
+    pictures = sorted((tmp_path / "drawn/here").iterdir())
+    assert [p.name for p in pictures] == names
+    assert cv2.imread(str(pictures[0])).shape == (64, 128, 3)
+
+
+def test_predict_video_with_two_models(run, digits, weights, tmp_path):
+    video = cv2.VideoWriter(
+        str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 64)
+    )
+    for level in (50, 150):
+        video.write(np.full((64, 64, 3), level, np.uint8))
+    video.release()
+    second = ("--config-file", CONFIG_PATH, "--load", weights)
+    code, text = run("--load", weights, *second, "--predict", "clip.avi")
+    assert not code and text.splitlines()[-1] == "clip.avi: 2 frames -> output.mp4", text
+    drawn = cv2.VideoCapture(str(tmp_path / "output.mp4"))
+    there, frame = drawn.read()
+    assert there and frame.shape == (24 + 64, 3 * 64, 3)  # the frame, and each model, with titles
+
+
+def test_predict_pixel_classes(run_program, digits, tmp_path, monkeypatch):
+    """A segmentor that takes everything for road, and has no data set that names its classes."""
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    config = "DeepLab/deeplab_R_14_digits.yaml"
+    cfg = read_config(config, ["MODEL.DEVICE=cpu"])
+    model = build_model(cfg)
+    torch.nn.init.constant_(model.sem_seg_head.score.bias[:1], 1e6)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    monkeypatch.chdir(tmp_path)
+    words = ["--config-file", config, "--load", "model.pth", "INPUT.MIN_SIZE_TEST=64"]
+    for name, data in (("road", cfg.DATASETS.TEST), ("0", ())):
+        image = sorted((digits / "test").iterdir())[0]
+        code, text = run_program(
+            "train_net.py", *words, f"DATASETS.TEST={data}", "--predict", image
+        )
+        assert not code, text
+        assert text.splitlines()[-2:] == [f"{image}: 1 classes -> output.png", f"  {name} 100.0 %"]
+        picture = cv2.imread("output.png")
+        np.testing.assert_array_equal(picture[:, :64], cv2.imread(str(image)))
+        assert (picture[:, 64:] != picture[:, :64]).mean() > 0.9
+        Path("output.png").unlink()
+
+
+def test_predict_with_the_last_checkpoint(run, digits, weights, tmp_path):
+    """As --eval-only: without --load the weights are those of OUTPUT_DIR."""
+    (tmp_path / "out").mkdir()
+    shutil.copy(weights, tmp_path / "out/model_final.pth")
+    image = sorted((digits / "test").iterdir())[0]
+    code, text = run("--predict", image, "MODEL.WEIGHTS=")
+    assert "out has no checkpoint" in code
+    (tmp_path / "out/last_checkpoint").write_text("model_final.pth")
+    code, text = run("--predict", image)
+    assert not code and (tmp_path / "output.png").exists(), text
 
 
 # OpenCV of the process that opens the windows
@@ -175,14 +238,20 @@ def test_masks_missing(run, weights, training):
     [
         (["--predict", "none.jpg"], "none.jpg does not exist"),
         (["--predict", "{image}", "{image}"], "would overwrite another file"),
+        (["--predict", "{image}", "--output", "{image}"], "would be overwritten"),
+        (["--predict", "{image}", "--output", "{weights}"], "is a file, no folder"),
+        (["--predict", "{weights}"], "is no image"),
+        (["--predict", "none.mp4"], "none.mp4 does not exist"),
+        (["--predict", "{image}", "--load", "a.pth", "--load", "b.pth"], "1 configs and 2 weights"),
         (["--predict", "{image}", "MODEL.WEIGHTS="], "MODEL.WEIGHTS is empty"),
         (["--evaluate", "a.json", "DATASETS.TEST=('digits_voc_test',)"], "digits_voc"),
     ],
 )
-def test_mistakes(run, digits, weights, words, named):
+def test_mistakes(run, digits, weights, words, named, monkeypatch):
     image = sorted((digits / "test").iterdir())[0]
-    words = [word.format(image=image) for word in words]
-    if not any(word.startswith("MODEL.WEIGHTS") for word in words):
+    monkeypatch.setattr("dcn_projects.engine.predictor.build_model", None)  # nothing is built
+    words = [word.format(image=image, weights=weights) for word in words]
+    if not any(word.startswith("MODEL.WEIGHTS") or word == "--load" for word in words):
         words += ["--load", weights]
     code, text = run(*words)
     assert str(code).startswith("error: ") and named in code and "\n" not in code

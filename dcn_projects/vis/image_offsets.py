@@ -1,4 +1,4 @@
-"""One image through a model, with what its deformable layers did."""
+"""The offsets of all deformable layers of a model while one image ran through it."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,14 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from dcn_projects.layers import DeformROIPool
 
-from .sampling_locations import LayerOffsets, record_offsets, sampling_locations
+from .recorded_offsets import LayerOffsets, record_offsets
+from .sampling_locations import sampling_locations
 
-__all__ = ["Look", "look"]
+__all__ = ["ImageOffsets", "record_image"]
 
 
 @dataclass
-class Look:
+class ImageOffsets:
     """
     Attributes:
         size: height and width of the network input, without padding
@@ -82,6 +83,27 @@ class Look:
         ratio = entries[0].layer.stride[0]
         return points, ((row + 0.5) * ratio - 0.5, (column + 0.5) * ratio - 0.5), stride // ratio
 
+    def middle_of(self, box: np.ndarray) -> tuple[float, float]:
+        """
+        Args:
+            box: (4,), in pixels of the network input
+        Returns:
+            tuple: (x, y) in pixels of the image, as `locations` takes it
+        """
+        x0, y0, x1, y1 = map(float, box)
+        return (x0 + x1) / 2 / self.scale[0], (y0 + y1) / 2 / self.scale[1]
+
+    def surest(self, count: int | None = None, confidence: float = 0.0) -> Instances | None:
+        """
+        Returns:
+            Instances: up to `count` detections of at least `confidence`, best first; None of a
+            model without
+        """
+        if self.instances is None:
+            return None
+        sure = self.instances[self.instances.scores >= confidence]
+        return sure[sure.scores.argsort(descending=True)[:count]]
+
     def roi_of(self, box: np.ndarray) -> tuple[LayerOffsets, int] | None:
         """
         The RoI that overlaps a detection most, among those with offsets of their own class if
@@ -104,7 +126,7 @@ class Look:
 
 
 @torch.no_grad()
-def look(predictor: DefaultPredictor, image: np.ndarray) -> Look:
+def record_image(predictor: DefaultPredictor, image: np.ndarray) -> ImageOffsets:
     """
     Args:
         predictor: of any model
@@ -141,10 +163,10 @@ def look(predictor: DefaultPredictor, image: np.ndarray) -> Look:
             strides[label] = 2 ** round(np.log2(padded[0][0] / entry.offset.shape[-2]))
     if not convs and not poolings:
         raise ValueError(
-            "The model has no deformable layer: name a config with DEFORM_ON_PER_STAGE or "
-            "DEFORM_POOL."
+            "The model has no deformable layer: name a config with deformable convolutions or "
+            "deformable RoI pooling."
         )
-    return Look(
+    return ImageOffsets(
         size=(height, width),
         scale=(width / image.shape[1], height / image.shape[0]),
         convs=convs,

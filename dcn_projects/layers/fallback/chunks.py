@@ -1,4 +1,4 @@
-"""How the work is divided, and the dtype that it is done in."""
+"""Work cut into chunks whose intermediate results fit into memory, and the dtype to do it in."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else dtype
 
 
-def parts(count: int, size: int) -> Iterator[slice]:
+def chunks(count: int, size: int) -> Iterator[slice]:
     """Slices of `count` things of `size` elements each, as long as one intermediate can hold."""
     step = max(1, _LARGEST // max(size, 1))
     return (slice(k, k + step) for k in range(0, count, step))

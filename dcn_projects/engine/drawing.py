@@ -1,0 +1,188 @@
+"""
+Draw what models find on images, folders of images and videos: objects, or the classes of pixels.
+This needs OpenCV, which training and evaluation do without.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+
+from dcn_projects.data.images import read_bgr_image
+from dcn_projects.errors import one_line_errors
+from dcn_projects.vis import (
+    InstanceDrawer,
+    PixelClassDrawer,
+    has_display,
+    show,
+    side_by_side,
+    write_picture,
+)
+
+from .picture_paths import Drawing, PictureNames, is_video, plan_drawings
+from .predictor import load_predictor, trained_config
+from .tasks import task_of
+
+__all__ = ["DETECTRON2_STYLE", "TENSORPACK_STYLE", "PictureStyle", "draw_predictions"]
+
+
+@dataclass(frozen=True)
+class PictureStyle:
+    """
+    Attributes:
+        names: of the files
+        beside_input: the input itself is the first picture of each row
+        short_side: the least of a picture of an image, in pixels; smaller ones are enlarged
+        tells_time: how long the models took is printed too
+    """
+
+    names: PictureNames
+    beside_input: bool = False
+    short_side: int = 1
+    tells_time: bool = False
+
+
+class _Model(NamedTuple):
+    """A model, with the name that stands above its pictures."""
+
+    name: str
+    drawer: InstanceDrawer | PixelClassDrawer
+
+
+TENSORPACK_STYLE = PictureStyle(PictureNames("output", "{}_pred"), beside_input=True)
+DETECTRON2_STYLE = PictureStyle(PictureNames(), short_side=480, tells_time=True)
+
+
+def draw_predictions(
+    config_files: Sequence[str],
+    weights: Sequence[str],
+    inputs: Sequence[str | Path],
+    opts: Sequence[str] = (),
+    confidence: float = 0.5,
+    output: Path | None = None,
+    style: PictureStyle = DETECTRON2_STYLE,
+) -> list[Path]:
+    """
+    Draw and print what models find. Several of them are drawn side by side, each under its names.
+    Without `output` the pictures are then shown one by one where there is a display.
+
+    Args:
+        config_files: a config for each model, or its name below configs/
+        weights: a checkpoint for each; if there are none they are found as `trained_config` does
+        inputs: images, folders of images and videos
+        opts: options that override all configs, KEY VALUE or KEY=VALUE
+        confidence: least score of detections that are drawn
+        output: folder of the pictures, or the file of a single one; None is the current folder
+    Returns:
+        list: paths of the pictures
+    Raises:
+        OSError, ValueError: for what cannot be read, written or used together, in one line. All
+            but images that were cut off and models that do not fit their weights are found before
+            a model is built
+    """
+    if weights and len(weights) != len(config_files):
+        raise ValueError(f"{len(config_files)} configs and {len(weights)} weights: name as many")
+    drawings = plan_drawings(inputs, output, style.names)
+    cfgs = [
+        trained_config(config_file, path, opts)
+        for config_file, path in zip(config_files, weights or [None] * len(config_files))
+    ]
+    _make_folder(drawings[0].target.parent)
+    models = [_build(*model, confidence) for model in zip(config_files, cfgs)]
+    for drawing in drawings:
+        draw = _draw_video if is_video(drawing.source) else _draw_image
+        draw(models, drawing, style)
+    pictures = [d.target for d in drawings if not is_video(d.source)]
+    if output is None and pictures and has_display():
+        show(pictures)
+    return [d.target for d in drawings]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise FileExistsError(f"{folder} is a file, no folder: choose another --output") from None
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{folder} cannot be written to: choose another --output")
+
+
+def _build(config_file: str, cfg: CfgNode, confidence: float) -> _Model:
+    with one_line_errors(config_file):
+        predictor = load_predictor(cfg)
+    name = f"{Path(config_file).stem}, {Path(cfg.MODEL.WEIGHTS).name}"
+    if task_of(cfg).output == "sem_seg":
+        return _Model(name, PixelClassDrawer(predictor))
+    return _Model(name, InstanceDrawer(predictor, confidence))
+
+
+def _draw_image(models: list[_Model], drawing: Drawing, style: PictureStyle) -> None:
+    image = read_bgr_image(drawing.source)
+    start = time.perf_counter()
+    found = [model.drawer.predict(image) for model in models]
+    took = f" in {time.perf_counter() - start:.2f} s" if style.tells_time else ""
+    scale = max(1, style.short_side / min(image.shape[:2]))
+    pictures = [model.drawer.draw(image, f, scale) for model, f in zip(models, found)]
+    write_picture(drawing.target, _put_together(models, drawing, style, image, pictures))
+    counts = " and ".join(model.drawer.count(f) for model, f in zip(models, found))
+    print(f"{drawing.source}: {counts}{took} -> {drawing.target}")
+    for model, f in zip(models, found):
+        lines = model.drawer.lines(f)
+        if lines and len(models) > 1:
+            print(f" {model.name}:")
+        for line in lines:
+            print(f"  {line}")
+
+
+def _draw_video(models: list[_Model], drawing: Drawing, style: PictureStyle) -> None:
+    video = cv2.VideoCapture(str(drawing.source))
+    writer, count = None, 0
+    for model in models:
+        model.drawer.start_video()
+    while True:
+        there, frame = video.read()
+        if not there:
+            break
+        pictures = [m.drawer.draw_frame(frame, m.drawer.predict(frame)) for m in models]
+        drawn = _put_together(models, drawing, style, frame, pictures)
+        # The codec takes even sizes only.
+        drawn = drawn[: drawn.shape[0] // 2 * 2, : drawn.shape[1] // 2 * 2]
+        if writer is None:
+            writer = _video_writer(drawing.target, video, drawn)
+        writer.write(np.ascontiguousarray(drawn))
+        count += 1
+    video.release()
+    if count == 0:
+        raise OSError(f"{drawing.source} is no video that OpenCV can read, or was cut off.")
+    writer.release()
+    print(f"{drawing.source}: {count} frames -> {drawing.target}")
+
+
+def _video_writer(target: Path, video: cv2.VideoCapture, frame: np.ndarray) -> cv2.VideoWriter:
+    rate = video.get(cv2.CAP_PROP_FPS) or 25  # 0: the file does not tell
+    code = cv2.VideoWriter_fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(target), code, rate, frame.shape[1::-1])
+    if not writer.isOpened():
+        raise OSError(f"{target} cannot be written")
+    return writer
+
+
+def _put_together(
+    models: list[_Model],
+    drawing: Drawing,
+    style: PictureStyle,
+    image: np.ndarray,
+    pictures: list[np.ndarray],
+) -> np.ndarray:
+    """One model's picture as it is, those of several under their names."""
+    titles = [model.name for model in models]
+    if style.beside_input:
+        titles = [drawing.source.name, *titles]
+        pictures = [cv2.resize(image, pictures[0].shape[1::-1]), *pictures]
+    return side_by_side(pictures, titles if len(models) > 1 else None)

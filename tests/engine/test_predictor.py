@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+import torch
+from detectron2.data import Metadata
+
+from dcn_projects.engine import build_predictor, read_config
+from dcn_projects.layers import DeformableConv2d
+from dcn_projects.modeling import build_model
+
+CONFIG = "FPN/fpn_R_14_digits.yaml"
+SMALL = "MODEL.DEVICE=cpu INPUT.MIN_SIZE_TEST=64 MODEL.RPN.POST_NMS_TOPK_TEST=8".split()
+SELECT = "MODEL.DEFORMABLE.SELECT=['backbone.bottom_up.res5.*.conv2']"
+
+
+def test_model_of_which_convolutions_are_made_deformable(tmp_path):
+    opts = [*SMALL, SELECT]
+    model = build_model(read_config(CONFIG, opts))
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    predictor = build_predictor(CONFIG, tmp_path / "model.pth", opts)
+    assert any(isinstance(module, DeformableConv2d) for module in predictor.model.modules())
+    for name, value in model.state_dict().items():
+        assert torch.equal(predictor.model.state_dict()[name], value), name
+    assert not predictor.model.training and isinstance(predictor.metadata, Metadata)
+    image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), np.uint8)
+    assert predictor(image)["instances"].image_size == (64, 80)
+
+
+def test_weights_of_the_config_and_of_the_output_folder(tmp_path):
+    weights = tmp_path / "model_0000004.pth"
+    torch.save({"model": build_model(read_config(CONFIG, SMALL)).state_dict()}, weights)
+    opts = [*SMALL, f"OUTPUT_DIR={tmp_path}"]
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        build_predictor(CONFIG, opts=[*opts, "MODEL.WEIGHTS="])
+    given = build_predictor(CONFIG, opts=[*opts, f"MODEL.WEIGHTS={weights}"])
+    (tmp_path / "last_checkpoint").write_text(weights.name)
+    for predictor in (given, build_predictor(CONFIG, opts=opts)):
+        assert predictor.cfg.MODEL.WEIGHTS == str(weights)
+    with pytest.raises(ValueError, match="path of the weights is empty"):
+        build_predictor(CONFIG, "", opts)
