@@ -8,23 +8,10 @@ from torchvision.ops import batched_nms, nms
 from dcn_projects.layers import batched_soft_nms, multiclass_soft_nms, soft_nms
 from tests.devices import CUDA, DEVICES
 from tests.layers import reference
+from tests.layers.operators.soft_nms import BOXES, PUBLISHED, make_boxes, make_scores
 
 METHODS = ["linear", "gaussian", "hard"]
 NAN, INF = float("nan"), float("inf")
-
-
-def make_boxes(N=200, seed=0, dtype=torch.float64, device="cpu", extent=300.0, side=60.0):
-    """(N, 4) of many sizes, in which each meets some of the others."""
-    generator = torch.Generator().manual_seed(seed)
-    centre = torch.rand(N, 2, generator=generator, dtype=torch.float64) * extent
-    size = torch.randn(N, 2, generator=generator, dtype=torch.float64).exp() * side
-    return torch.cat([centre - size / 2, centre + size / 2], 1).to(device=device, dtype=dtype)
-
-
-def make_scores(*shape, seed=1, dtype=torch.float64, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return scores.to(device=device, dtype=dtype)
 
 
 def assert_equals_reference(actual, expected):
@@ -64,16 +51,6 @@ def test_any_number_of_boxes(device, method, N, extent):
     boxes, scores = make_boxes(N, extent=extent, device=device), make_scores(N, device=device)
     actual = soft_nms(boxes, scores, method, score_threshold=0.01)
     assert_equals_reference(actual, reference.soft_nms(boxes, scores, method, score_threshold=0.01))
-
-
-# Of inclusive corners: the published implementations, run on them.
-BOXES = [[0, 0, 99, 99], [10, 10, 109, 109], [0, 0, 99, 49], [200, 200, 259, 259], [20, 0, 119, 99]]
-PUBLISHED = [
-    ("gaussian", dict(sigma=0.6), [0, 3, 2, 1, 4], [0.9, 0.6, 0.461468, 0.313004, 0.088349]),
-    ("gaussian", dict(sigma=0.5), [0, 3, 2, 1, 4], [0.9, 0.6, 0.424571, 0.259443, 0.062466]),
-    ("linear", dict(iou_threshold=0.3), [0, 3, 2, 1, 4], [0.9, 0.6, 0.35, 0.17479, 0.033868]),
-    ("hard", dict(iou_threshold=0.3), [0, 3], [0.9, 0.6]),
-]
 
 
 @pytest.mark.parametrize("device", DEVICES)
