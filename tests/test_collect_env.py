@@ -8,6 +8,7 @@ import torchvision
 
 from dcn_projects import collect_env
 from dcn_projects.layers import library
+from dcn_projects.layers.self_test import SelfTest
 from tests.devices import DEVICES
 
 
@@ -26,30 +27,37 @@ def test_prints_versions_kernels_and_self_test(capsys):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", collect_env.SELF_TESTS)
 def test_self_test_passes(device, name):
-    assert collect_env.self_test(name, device) == "ok"
+    assert collect_env.SELF_TESTS[name].run(device) == "ok"
 
 
 def test_self_test_covers_every_operator():
-    assert set(collect_env.SELF_TESTS) == {name for name in library.OPERATORS if name[0] != "_"}
+    assert list(collect_env.SELF_TESTS) == library.PUBLIC_OPERATORS
 
 
 @pytest.mark.parametrize("name", collect_env.SELF_TESTS)
-@pytest.mark.parametrize("wrong", ["result", "gradient", "nan", "error"])
+@pytest.mark.parametrize("wrong", ["result", "gradient", "no gradient", "nan", "error"])
 def test_self_test_fails(monkeypatch, capsys, name, wrong):
-    function, reference = collect_env.SELF_TESTS[name]
+    test = collect_env.SELF_TESTS[name]
 
     def broken(x, move, weight):
         if wrong == "error":
             raise RuntimeError("no kernel image")
-        out = function(x, move, weight)
+        out = test.operator(x, move, weight)
         if wrong == "gradient":  # right value, wrong slope
             return 2 * out - out.detach()
+        if wrong == "no gradient":
+            return out.detach() + 0 * move.sum()
         return out * (1.001 if wrong == "result" else float("nan"))
 
-    monkeypatch.setitem(collect_env.SELF_TESTS, name, (broken, reference))
+    monkeypatch.setitem(collect_env.SELF_TESTS, name, SelfTest(broken, test.expected))
     assert collect_env.main() == 1
     out = capsys.readouterr().out
-    what = {"gradient": "gradient of input", "error": "no kernel image"}.get(wrong, "result")
+    whats = {
+        "gradient": "gradient of input",
+        "no gradient": "there is no gradient of input",
+        "error": "no kernel image",
+    }
+    what = whats.get(wrong, "result")
     assert f"{name} FAILED: {what}" in out
 
 

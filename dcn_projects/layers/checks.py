@@ -4,10 +4,19 @@ compiled ones check the same in csrc/<op>/<op>.h. Sizes may be symbolic: each co
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, _check
+from torch import Tensor
+
+
+def _raise_unless(condition: bool, message: Callable[[], str]) -> None:
+    if not condition:
+        raise RuntimeError(message())
+
+
+# Knows symbolic conditions too, which no bool() can be taken of while a graph is exported.
+_check = getattr(torch, "_check", _raise_unless)
 
 LARGEST_GRID = 1 << 15
 INT_MAX = (1 << 31) - 1

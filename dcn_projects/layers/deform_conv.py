@@ -2,11 +2,13 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import library  # noqa: F401  loads the operators
 from .checks import check_deform_conv, check_grad
 from .pair import IntPair, pair
+from .self_test import SelfTest, moved
 from .transforms import folded, one_by_one, register_autograd, register_vmap
 
 
@@ -327,3 +329,15 @@ class ModulatedDeformConv(DeformConv):
             Tensor: (N, out_channels, Ho, Wo)
         """
         return self._convolve(x, offset, mask)
+
+
+def _moved_by_offsets(x, move, weight):
+    offset = move.view(1, 2, 1, 1).repeat(len(x), weight.shape[2] * weight.shape[3], *x.shape[2:])
+    return deform_conv(x, offset, weight, padding=1)
+
+
+def _moved_first(x, move, weight):
+    return F.conv2d(moved(F.pad(x, (1, 1, 1, 1)), move), weight)
+
+
+SELF_TEST = SelfTest(_moved_by_offsets, _moved_first)

@@ -1,9 +1,11 @@
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import library  # noqa: F401  loads the operators
 from .checks import check_deform_roi_pool, check_grad
 from .pair import IntPair, pair
+from .self_test import SelfTest, moved
 from .transforms import folded, folded_rois, register_autograd, register_vmap
 
 
@@ -204,3 +206,16 @@ class DeformROIPool(nn.Module):
             f"sampling_ratio={self.sampling_ratio}, gamma={self.gamma}, "
             f"group_size={self.group_size}"
         )
+
+
+def _moved_by_offsets(x, move, weight):
+    # Samples begin at 3.5; gamma times the size of the RoI is 0.8.
+    offset = ((move + 0.5) / 0.8).flip(0).view(1, 2, 1, 1)
+    return deform_roi_pool(x, x.new_tensor([[0.0, 4, 4, 12, 12]]), offset, 2, 1.0)
+
+
+def _means_of_moved(x, move, weight):
+    return F.avg_pool2d(moved(x, move)[:1, :, 4:12, 4:12], 4)
+
+
+SELF_TEST = SelfTest(_moved_by_offsets, _means_of_moved)

@@ -4,6 +4,7 @@ are not built, or with DCN_PROJECTS_FORCE_FALLBACK=1, it defines the same operat
 and `fallback` adds those. A library that is there but does not load is an error: to be slow without
 a word would be worse.
 
+`SCHEMAS` holds all operators, by name; what depends on a list of them reads it from here.
 `COMPILED` says whether the compiled operators are used, `PATH` where they are, `WHY_NOT_COMPILED`
 why they are not, and `HAS_CUDA` whether the operators take CUDA tensors.
 """
@@ -17,15 +18,18 @@ import torch
 _PACKAGE = Path(__file__).resolve().parents[1]
 _BUILD = "pip install --no-build-isolation -e ."
 
-OPERATORS = [
-    "deform_conv",
-    "_deform_conv_backward",
-    "ps_roi_pool",
-    "_ps_roi_pool_backward",
-    "deform_roi_pool",
-    "_deform_roi_pool_backward",
-    "soft_nms",
-]
+
+def _read_schemas() -> dict[str, str]:
+    """Name of an operator -> its schema, from the source of the compiled library."""
+    source = Path(__file__).with_name("csrc") / "ops.cpp"
+    schemas = re.findall(r'm\.def\("(.*)"\);', source.read_text())
+    return {schema[: schema.index("(")]: schema for schema in schemas}
+
+
+SCHEMAS = _read_schemas()
+OPERATORS = list(SCHEMAS)
+# Without their derivatives, which are operators of their own.
+PUBLIC_OPERATORS = [name for name in OPERATORS if not name.startswith("_")]
 
 
 def _find() -> tuple[Path | None, str]:
@@ -60,10 +64,9 @@ def _load(path: Path) -> None:
 
 
 def _define() -> torch.library.Library:
-    """Defines the operators as the compiled library does, whose source holds the schemas."""
+    """Defines the operators as the compiled library does."""
     library = torch.library.Library("dcn_projects", "DEF")
-    source = Path(__file__).with_name("csrc") / "ops.cpp"
-    for schema in re.findall(r'm\.def\("(.*)"\);', source.read_text()):
+    for schema in SCHEMAS.values():
         library.define(schema)
     return library
 
@@ -82,8 +85,9 @@ if COMPILED:
     _load(PATH)
 else:
     _definitions = _define()  # they last as long as this object
-HAS_CUDA = not COMPILED or torch._C._dispatch_has_kernel_for_dispatch_key(
-    "dcn_projects::deform_conv", "CUDA"
+HAS_CUDA = not COMPILED or all(
+    getattr(torch.ops.dcn_projects, name).default.has_kernel_for_dispatch_key("CUDA")
+    for name in OPERATORS
 )
 if not HAS_CUDA:
     # The dispatcher's own message lists dispatch keys and does not help.

@@ -1,9 +1,11 @@
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import library  # noqa: F401  loads the operators
 from .checks import check_grad, check_roi_pool
 from .pair import IntPair, pair
+from .self_test import SelfTest
 from .transforms import folded, folded_rois, register_autograd, register_vmap
 
 
@@ -126,3 +128,15 @@ class PSROIPool(nn.Module):
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale}, "
             f"group_size={self.group_size}"
         )
+
+
+def _pooled(x, move, weight):
+    return ps_roi_pool(x, x.new_tensor([[0.0, 4, 4, 12, 12]]), 2, 1.0)
+
+
+def _means(x, move, weight):
+    means = F.avg_pool2d(x[:1, :, 4:12, 4:12], 4).unflatten(1, (-1, 2, 2))
+    return torch.einsum("ndijij->ndij", means)
+
+
+SELF_TEST = SelfTest(_pooled, _means)

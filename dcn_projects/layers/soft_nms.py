@@ -1,8 +1,13 @@
+import math
+
 import torch
 from torch import Tensor
 
 from . import library  # noqa: F401  loads the operators
 from .checks import check_soft_nms
+from .self_test import SelfTest
+
+NO_ONNX = "how often its loop runs depends on the scores. Apply it to what the model returns"
 
 
 def soft_nms(
@@ -169,3 +174,18 @@ def _refuse_vmap(*args, **kwargs):
 # The registration lasts as long as this object.
 _vmap = torch.library.Library("dcn_projects", "IMPL", "FuncTorchBatched")
 _vmap.impl("soft_nms", _refuse_vmap)
+
+
+# The second box covers half of the first, the third meets none. What x is multiplied with makes the
+# scores a result that has a gradient.
+def _of_three_boxes(x, move, weight):
+    boxes = x.new_tensor([[0.0, 0, 4, 4], [0, 0, 4, 2], [8, 8, 9, 9]])
+    keep, scores = soft_nms(boxes, x.new_tensor([0.9, 0.8, 0.7]), sigma=0.5)
+    return x.flatten()[keep] * scores
+
+
+def _by_hand(x, move, weight):
+    return x.flatten()[[0, 2, 1]] * x.new_tensor([0.9, 0.7, 0.8 * math.exp(-(0.5**2) / 0.5)])
+
+
+SELF_TEST = SelfTest(_of_three_boxes, _by_hand)

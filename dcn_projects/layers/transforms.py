@@ -1,14 +1,43 @@
 """How the operators behave under PyTorch's transforms: autograd, torch.func, vmap."""
 
+import pkgutil
+import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import enable_single_level_autograd_function
-from torch.autograd.forward_ad import _set_fwd_grad_enabled
-from torch.autograd.function import _SingleLevelFunction
 
 _library = torch.library.Library("dcn_projects", "FRAGMENT")
+
+
+def _find_private_names() -> tuple[list | None, str]:
+    """
+    Returns:
+        (what `_register_node` needs of PyTorch's private names, ""), or (None, which one there is
+        not in this version)
+    """
+    found = []
+    for name in (
+        "torch.autograd.function._SingleLevelFunction",
+        "torch._functorch.utils.enable_single_level_autograd_function",
+        "torch.autograd.forward_ad._set_fwd_grad_enabled",
+        "torch._C._AutoDispatchBelowAutograd",
+        "torch._C._after_autograd_keyset",
+    ):
+        try:
+            found.append(pkgutil.resolve_name(name))
+        except (ImportError, AttributeError):
+            return None, name
+    return found, ""
+
+
+_PRIVATE_NAMES, _MISSING = _find_private_names()
+if _MISSING:
+    warnings.warn(
+        f"torch {torch.__version__} has no {_MISSING}, which dcn_projects needs for torch.func: "
+        "the operators have gradients as ever, but torch.func refuses them.",
+        stacklevel=2,
+    )
 
 
 def register_autograd(
@@ -16,7 +45,8 @@ def register_autograd(
 ) -> None:
     """
     `torch.library.register_autograd`, which torch.func.grad, vjp and jacrev refuse and which drops
-    forward-mode tangents without a word. Here the former work and the latter raise an error.
+    forward-mode tangents in silence. Here the former work and the latter raise an error. That takes
+    private names of PyTorch: where one is missing, it is `torch.library.register_autograd` itself.
 
     Args:
         name: of the operator
@@ -24,29 +54,47 @@ def register_autograd(
             is itself a derivative, which cannot be differentiated
         setup_context: ctx, inputs, output -> None, keeps what `backward` needs
     """
-    op = getattr(torch.ops.dcn_projects, name).default
     function = name.removeprefix("_").removesuffix("_backward")
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(f"{function} has no second derivative")
+
+    if _PRIVATE_NAMES:
+        _register_node(name, function, backward or refuse, setup_context)
+    else:
+        torch.library.register_autograd(
+            f"dcn_projects::{name}", backward or refuse, setup_context=setup_context
+        )
+
+
+def _register_node(name: str, function: str, backward: Callable, setup_context: Callable | None):
+    (
+        single_level_function,
+        enable_single_level_autograd_function,
+        set_fwd_grad_enabled,
+        auto_dispatch_below_autograd,
+        after_autograd_keyset,
+    ) = _PRIVATE_NAMES
+    op = getattr(torch.ops.dcn_projects, name).default
 
     # functorch runs the autograd kernel of an operator once for each of its levels: what is needed
     # here is a node for one level, as it makes itself for a torch.autograd.Function.
-    class Node(_SingleLevelFunction):
+    class Node(single_level_function):
         @staticmethod
         def forward(ctx, keyset, *inputs):
             # A node turns derivatives off for what it calls, but the levels below need theirs.
             with (
                 torch.enable_grad(),
-                _set_fwd_grad_enabled(True),
-                torch._C._AutoDispatchBelowAutograd(),
+                set_fwd_grad_enabled(True),
+                auto_dispatch_below_autograd(),
             ):
-                output = op.redispatch(keyset & torch._C._after_autograd_keyset, *inputs)
+                output = op.redispatch(keyset & after_autograd_keyset, *inputs)
             if setup_context:
                 setup_context(ctx, inputs, output)
             return output
 
         @staticmethod
         def backward(ctx, *grads):
-            if backward is None:
-                raise RuntimeError(f"{function} has no second derivative")
             needs_input_grad, ctx.needs_input_grad = ctx.needs_input_grad, ctx.needs_input_grad[1:]
             try:
                 return None, *backward(ctx, *grads)

@@ -6,6 +6,7 @@ each input that has gradients.
 """
 
 import argparse
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -13,11 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from dcn_projects.layers import deform_conv, deform_roi_pool, deformable, ps_roi_pool
-from tests.layers import test_deform_conv as conv
-from tests.layers import test_deform_roi_pool as deform_roi
-from tests.layers import test_ps_roi_pool as ps_roi
-from tests.layers.rois import ROIS
+import dcn_projects.layers
+from dcn_projects.layers import deformable
+from tests.layers import operators
 
 # Inputs are changed by this; they are further off the places where derivatives jump, between which
 # the operators are linear in each number. What is left is rounding: some 1e-16 of a result, divided
@@ -66,39 +65,22 @@ class Case:
             yield (results[0] - results[1]) / (2 * STEP)
 
 
-def split(inputs: dict, names: list[str]) -> tuple[dict, dict]:
-    """Arguments that get gradients, and the others."""
-    tensors = {k: inputs[k].detach() for k in names if inputs.get(k) is not None}
-    return tensors, {k: v for k, v in inputs.items() if k not in tensors}
-
-
 def cases(device: str) -> list[Case]:
-    return [*conv_cases(device), *module_cases(device), *pool_cases(device)]
+    return [*operator_cases(device), *module_cases(device)]
 
 
-def conv_cases(device: str) -> Iterator[Case]:
-    small = dict(N=1, C=4, out_channels=2, size=(4, 3))
-    kinds = {
-        "modulated": {},
-        "plain": dict(modulated=False),
-        "kernel 2 x 2": dict(modulated=False, kernel=(2, 2), padding=0),
-        "stride 2, 2 groups, 2 deformable": dict(stride=2, groups=2, deformable_groups=2),
-        "2 groups, 4 deformable": dict(modulated=False, groups=2, deformable_groups=4),
-        "2 groups, 3 deformable": dict(C=6, groups=2, deformable_groups=3, size=(2, 2)),
-        "depthwise": dict(groups=4, out_channels=4, N=2, size=(2, 3)),
-        "oblong geometry": dict(stride=(2, 1), padding=(0, 2), dilation=(1, 2)),
-        "in the band around the map": dict(size=(2, 2), reach=1),
-    }
-    for kind, options in kinds.items():
-        for legacy_border in (False, True):
-            tensors, rest = split(conv.make_inputs(device, **{**small, **options}), conv.TENSORS)
-            rest["legacy_border"] = legacy_border
-            border = ", border of 2017" if legacy_border else ""
-            yield Case(
-                f"deform_conv, {kind}{border}",
-                lambda rest=rest, **tensors: deform_conv(**tensors, **rest),
-                tensors,
-            )
+def operator_cases(device: str) -> Iterator[Case]:
+    for name, kinds in operators.having("GRADIENT_CASES").items():
+        function = getattr(dcn_projects.layers, name)
+        for kind, options in kinds.items():
+            inputs = operators.module(name).make_inputs(device, **options)
+            tensors = {k: t.detach() for k, t in inputs.items() if has_gradient(t)}
+            rest = {k: v for k, v in inputs.items() if k not in tensors}
+            yield Case(f"{name}, {kind}", functools.partial(function, **rest), tensors)
+
+
+def has_gradient(value) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
 
 
 def module_cases(device: str) -> Iterator[Case]:
@@ -117,36 +99,6 @@ def module_cases(device: str) -> Iterator[Case]:
             ),
             {"x": x.to(device)}
             | {k.replace(".", "/"): p.detach() for k, p in module.named_parameters()},
-        )
-
-
-def pool_cases(device: str) -> Iterator[Case]:
-    for kind, options in {
-        "group of its bins": dict(output_size=(2, 2)),
-        "3 x 2 bins, group 2 x 3": dict(output_size=(3, 2), group_size=(2, 3), D=1),
-    }.items():
-        tensors, rest = split(
-            ps_roi.make_inputs(device, **{"D": 2, "size": (5, 4), **options}), ["input"]
-        )
-        yield Case(
-            f"ps_roi_pool, {kind}", lambda input, rest=rest: ps_roi_pool(input, **rest), tensors
-        )
-    small = dict(D=2, size=(5, 4), output_size=(2, 2), part=(2, 2))
-    for kind, options in {
-        "modulated": {},
-        "mask per channel": dict(masks=2, classes=1),
-        "no offsets": dict(classes=0, masks=0),
-        "offsets shared": dict(classes=1, masks=0),
-        "position-sensitive": dict(classes=1, group_size=(2, 2), sampling_ratio=4, masks=0),
-        "position-sensitive, modulated": dict(D=1, classes=1, group_size=(2, 2)),
-        "4 x 2 bins of 2 x 1 parts": dict(output_size=(4, 2), part=(2, 1), rois=ROIS[:4]),
-    }.items():
-        inputs = deform_roi.make_inputs(device, **{**small, **options})
-        tensors, rest = split(inputs, deform_roi.TENSORS)
-        yield Case(
-            f"deform_roi_pool, {kind}",
-            lambda rest=rest, **tensors: deform_roi_pool(**tensors, **rest),
-            tensors,
         )
 
 

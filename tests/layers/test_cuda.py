@@ -7,36 +7,22 @@ import torch
 from torch.autograd import DeviceType
 from torch.testing import assert_close
 
-from dcn_projects.layers import deform_conv, deform_roi_pool, ps_roi_pool
+import dcn_projects.layers
+from dcn_projects.layers import deform_conv
 from tests.devices import CUDA
-from tests.layers import reference, test_deform_conv, test_deform_roi_pool, test_ps_roi_pool
+from tests.layers import operators, reference
+from tests.layers.operators.deform_conv import TENSORS, make_inputs
 
 pytestmark = list(CUDA.marks)
 
 # Name: operator and a function (device, dtype) -> arguments. Many samples meet in a pixel.
 OPERATORS = {
-    "deform_conv": (
-        deform_conv,
-        functools.partial(
-            test_deform_conv.make_inputs, C=32, out_channels=8, size=(12, 13), deformable_groups=2
-        ),
-    ),
-    "deform_conv, lanes that take one channel": (
-        deform_conv,
-        functools.partial(test_deform_conv.make_inputs, C=9, deformable_groups=3),
-    ),
-    "ps_roi_pool": (
-        ps_roi_pool,
-        functools.partial(test_ps_roi_pool.make_inputs, rois=test_ps_roi_pool.ROIS * 4),
-    ),
-    "deform_roi_pool": (
-        deform_roi_pool,
-        functools.partial(test_deform_roi_pool.make_inputs, D=40, copies=4),
-    ),
-    "deform_roi_pool, position-sensitive": (
-        deform_roi_pool,
-        functools.partial(test_deform_roi_pool.make_inputs, group_size=(3, 3), copies=4),
-    ),
+    f"{name}, {kind}".removesuffix(", "): (
+        getattr(dcn_projects.layers, name),
+        functools.partial(operators.module(name).make_inputs, **options),
+    )
+    for name, kinds in operators.having("CUDA_CASES").items()
+    for kind, options in kinds.items()
 }
 DTYPES = [torch.float16, torch.float32, torch.float64]
 TOLERANCE = {torch.float16: 2e-3, torch.float32: 1e-5, torch.float64: 1e-10}
@@ -79,8 +65,8 @@ def deterministic(monkeypatch):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", OPERATORS)
 def test_deterministic(deterministic, name, dtype):
-    operator, make_inputs = OPERATORS[name]
-    inputs = make_inputs("cuda", dtype)
+    operator, make = OPERATORS[name]
+    inputs = make("cuda", dtype)
     first = results(operator, inputs)
     for _ in range(5):
         again = results(operator, inputs)
@@ -96,8 +82,8 @@ def test_deterministic(deterministic, name, dtype):
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_deterministic_sums_have_a_scale_of_their_own(deterministic, name, scale):
-    operator, make_inputs = OPERATORS[name]
-    inputs = make_inputs("cuda", torch.float32)
+    operator, make = OPERATORS[name]
+    inputs = make("cuda", torch.float32)
     out = operator(**inputs)
     unit, scaled = (
         torch.autograd.grad(out, inputs["input"], torch.full_like(out, v), retain_graph=True)[0]
@@ -109,8 +95,8 @@ def test_deterministic_sums_have_a_scale_of_their_own(deterministic, name, scale
 @pytest.mark.parametrize("name", OPERATORS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_deterministic_gradient_shows_what_is_not_finite(deterministic, name, bad):
-    operator, make_inputs = OPERATORS[name]
-    inputs = make_inputs("cuda", torch.float32)
+    operator, make = OPERATORS[name]
+    inputs = make("cuda", torch.float32)
     out = operator(**inputs)
     head = torch.zeros_like(out)
     head.view(-1)[0] = bad
@@ -123,8 +109,8 @@ def test_deterministic_gradient_shows_what_is_not_finite(deterministic, name, ba
 def test_graph(request, name, mode):
     if mode:
         request.getfixturevalue("deterministic")
-    operator, make_inputs = OPERATORS[name]
-    inputs = make_inputs("cuda", torch.float32)
+    operator, make = OPERATORS[name]
+    inputs = make("cuda", torch.float32)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -145,8 +131,8 @@ def test_graph(request, name, mode):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_does_not_wait_for_the_device(name):
-    operator, make_inputs = OPERATORS[name]
-    inputs = make_inputs("cuda", torch.float32)
+    operator, make = OPERATORS[name]
+    inputs = make("cuda", torch.float32)
     results(operator, inputs)  # libraries set themselves up
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -157,8 +143,8 @@ def test_does_not_wait_for_the_device(name):
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_runs_on_the_current_stream(name):
-    operator, make_inputs = OPERATORS[name]
-    inputs = make_inputs("cuda", torch.float32)
+    operator, make = OPERATORS[name]
+    inputs = make("cuda", torch.float32)
     expected = results(operator, inputs)
     values = inputs["input"].detach().clone()
     inputs["input"].data.zero_()
@@ -174,16 +160,16 @@ def test_runs_on_the_current_stream(name):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device")
 @pytest.mark.parametrize("name", OPERATORS)
 def test_second_device(name):
-    operator, make_inputs = OPERATORS[name]
+    operator, make = OPERATORS[name]
     assert torch.cuda.current_device() == 0
-    actual = results(operator, make_inputs("cuda:1", torch.float32))
+    actual = results(operator, make("cuda:1", torch.float32))
     assert all(t.device == torch.device("cuda:1") for t in actual.values())
-    assert_all_close(actual, results(operator, make_inputs("cuda:0", torch.float32)), 1e-5)
+    assert_all_close(actual, results(operator, make("cuda:0", torch.float32)), 1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_address_that_vectors_cannot_have(dtype):
-    inputs = test_deform_conv.make_inputs("cuda", dtype, C=16)
+    inputs = make_inputs("cuda", dtype, C=16)
     expected = results(deform_conv, inputs)
     values = inputs["input"].detach()
     N, C, H, W = values.shape
@@ -202,10 +188,8 @@ def test_address_that_vectors_cannot_have(dtype):
 def test_weight_gradient_is_summed_in_float32(dtype):
     # The columns of four images do not fit into one chunk. What the first two give cancels with the
     # last two but for 1/64.
-    inputs = test_deform_conv.make_inputs("cpu", dtype, N=1, C=64, out_channels=8, size=(90, 90))
-    inputs = {
-        k: v.detach().cuda() if k in test_deform_conv.TENSORS else v for k, v in inputs.items()
-    }
+    inputs = make_inputs("cpu", dtype, N=1, C=64, out_channels=8, size=(90, 90))
+    inputs = {k: v.detach().cuda() if k in TENSORS else v for k, v in inputs.items()}
     inputs["weight"].requires_grad_()
     tensors = ["input", "offset", "mask"]
     four = inputs | {k: inputs[k].repeat(4, 1, 1, 1) for k in tensors}
@@ -214,9 +198,7 @@ def test_weight_gradient_is_summed_in_float32(dtype):
     heads = torch.cat([head, head, -63 / 64 * head, -63 / 64 * head])
     (grad,) = torch.autograd.grad(out, inputs["weight"], heads)
 
-    exact = {
-        k: v.detach().double() if k in test_deform_conv.TENSORS else v for k, v in inputs.items()
-    }
+    exact = {k: v.detach().double() if k in TENSORS else v for k, v in inputs.items()}
     exact["weight"].requires_grad_()
     (one,) = torch.autograd.grad(deform_conv(**exact), exact["weight"], head.double())
     assert_all_close({"weight": grad}, {"weight": one * 2 / 64}, 1e-2)

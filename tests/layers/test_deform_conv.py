@@ -13,52 +13,9 @@ from dcn_projects.layers import DeformConv, ModulatedDeformConv, deform_conv
 from dcn_projects.layers.library import COMPILED
 from tests.devices import CUDA, DEVICES, large_zeros, needs_memory
 from tests.layers import reference
+from tests.layers.operators.deform_conv import TENSORS, make_inputs
 
 GOLDENS = Path(__file__).parents[1] / "goldens/mxnet_ops"
-TENSORS = ["input", "offset", "weight", "mask", "bias"]
-
-
-def make_inputs(
-    device="cpu",
-    dtype=torch.float64,
-    N=2,
-    C=8,
-    out_channels=6,
-    size=(9, 7),
-    kernel=(3, 3),
-    stride=1,
-    padding=1,
-    dilation=1,
-    groups=1,
-    deformable_groups=1,
-    reach=3,
-    modulated=True,
-):
-    """
-    Arguments of deform_conv. Offsets are up to `reach` pixels, so that samples fall inside, outside
-    and into the band around the map, and at least 0.1 off the integers, where derivatives jump.
-    """
-    generator = torch.Generator().manual_seed(0)
-
-    def rand(*shape):
-        return torch.rand(*shape, generator=generator, dtype=torch.float64)
-
-    K = kernel[0] * kernel[1]
-    weight = rand(out_channels, C // groups, *kernel) - 0.5
-    out = F.conv2d(
-        torch.zeros(N, C, *size), weight.float(), None, stride, padding, dilation, groups
-    )
-    offset = torch.floor((rand(N, 2 * deformable_groups * K, *out.shape[2:]) * 2 - 1) * reach)
-    tensors = {
-        "input": rand(N, C, *size) - 0.5,
-        "offset": offset + 0.1 + 0.8 * rand(*offset.shape),
-        "weight": weight,
-        "bias": rand(out_channels),
-    }
-    if modulated:
-        tensors["mask"] = rand(N, deformable_groups * K, *out.shape[2:])
-    inputs = {k: t.to(device=device, dtype=dtype).requires_grad_() for k, t in tensors.items()}
-    return {**inputs, "stride": stride, "padding": padding, "dilation": dilation}
 
 
 def gradients(function, inputs, **kwargs):

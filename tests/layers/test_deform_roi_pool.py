@@ -9,52 +9,10 @@ from torch.testing import assert_close
 from dcn_projects.layers import DeformROIPool, deform_roi_pool
 from tests.devices import CUDA, DEVICES, large_zeros, needs_memory
 from tests.layers import reference
+from tests.layers.operators.deform_roi_pool import TENSORS, make_inputs
 from tests.layers.rois import ROIS, SCALE
 
 GOLDENS = Path(__file__).parents[1] / "goldens/mxnet_ops/DeformablePSROIPooling.npz"
-TENSORS = ["input", "offset", "mask"]
-
-
-def make_inputs(
-    device="cpu",
-    dtype=torch.float64,
-    N=2,
-    D=4,
-    size=(9, 8),
-    copies=1,
-    rois=ROIS,
-    classes=2,
-    part=(3, 3),
-    output_size=(3, 3),
-    group_size=(1, 1),
-    masks=1,
-    sampling_ratio=3,
-):
-    """
-    Arguments of deform_roi_pool. Offsets move samples by up to 0.7 of a RoI, to places that are not
-    integers, where derivatives jump. classes=0: no offset, masks=0: no mask.
-    """
-    generator = torch.Generator().manual_seed(0)
-    rois = rois * copies
-
-    def rand(*shape):
-        return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-    tensors = {"input": rand(N, D * group_size[0] * group_size[1], *size) - 0.5}
-    if classes:
-        tensors["offset"] = 14 * rand(len(rois), 2 * classes, *part) - 7
-    if masks:
-        tensors["mask"] = rand(len(rois), masks, *output_size)
-    inputs = {k: t.to(device=device, dtype=dtype).requires_grad_() for k, t in tensors.items()}
-    return {
-        "offset": None,
-        **inputs,
-        "rois": torch.tensor(rois, dtype=dtype, device=device).view(-1, 5),
-        "output_size": output_size,
-        "spatial_scale": SCALE,
-        "sampling_ratio": sampling_ratio,
-        "group_size": group_size,
-    }
 
 
 def results(function, inputs):

@@ -14,13 +14,9 @@ from torch.testing import assert_close
 
 from dcn_projects.layers import fallback
 from dcn_projects.layers.fallback import chunks
-from dcn_projects.layers.library import COMPILED, OPERATORS
-from tests.layers import test_deform_conv as conv
-from tests.layers import test_deform_roi_pool as deform_roi
-from tests.layers import test_gradients as gradients
-from tests.layers import test_ps_roi_pool as ps_roi
-from tests.layers import test_soft_nms as nms
-from tests.layers.rois import SCALE
+from dcn_projects.layers.library import COMPILED, PUBLIC_OPERATORS
+from tests.layers import operators
+from tests.layers.operators.soft_nms import make_boxes, make_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +35,7 @@ def run_forced(*command):
 
 
 def test_tests_of_the_operators_pass():
-    modules = [module.__file__ for module in (conv, ps_roi, deform_roi, nms, gradients)]
+    modules = [f"tests/layers/test_{name}.py" for name in [*PUBLIC_OPERATORS, "gradients"]]
     # These are about registration, which is the same with and without a library, and slow.
     result = run_forced("-m", "pytest", "-q", *modules, "-k", "not registration and not compiles")
     assert result.returncode == 0, result.stdout
@@ -61,51 +57,34 @@ def test_warns_once_of_what_is_lost():
     assert result.stdout.count("torchvision's kernel, which is several times slower") == 1
 
 
-def test_every_operator_has_a_kernel():
-    assert list(fallback.KERNELS) == OPERATORS
+CASES = [
+    (name, options)
+    for name, cases in operators.having("FALLBACK_CASES").items()
+    for options in cases
+]
 
 
-def cases():
-    """Name of an operator, its tensors, and its other arguments."""
-    for dtype, modulated, legacy_border in [
-        (torch.float64, True, False),
-        (torch.float64, False, True),
-        (torch.bfloat16, True, False),
-    ]:
-        inputs = conv.make_inputs(dtype=dtype, N=3, modulated=modulated, deformable_groups=2)
-        tensors = [inputs.get(k) for k in ["input", "offset", "weight", "mask", "bias"]]
-        yield "deform_conv", tensors, [[1, 1], [1, 1], [1, 1], legacy_border]
-    inputs = ps_roi.make_inputs(output_size=(4, 6), group_size=(2, 3))
-    yield "ps_roi_pool", [inputs["input"], inputs["rois"]], [[4, 6], SCALE, [2, 3]]
-    for classes in (0, 2):
-        inputs = deform_roi.make_inputs(classes=classes, group_size=(3, 3))
-        tensors = [inputs[k] for k in ["input", "rois", "offset"]]
-        yield "deform_roi_pool", tensors, [[3, 3], SCALE, 3, 0.1, [3, 3]]
-
-
-@pytest.mark.parametrize("name,tensors,numbers", cases())
-def test_work_in_many_parts(monkeypatch, name, tensors, numbers):
+@pytest.mark.parametrize("name, options", CASES, ids=str)
+def test_work_in_many_parts(monkeypatch, name, options):
     monkeypatch.setattr(chunks, "_LARGEST", 1000)
-    tensors = [t if t is None else t.detach() for t in tensors]
-    compiled = getattr(torch.ops.dcn_projects, name)(*tensors, *numbers)
-    tolerance = {"rtol": 0, "atol": 0.05 if compiled.dtype == torch.bfloat16 else 1e-12}
-    assert_close(getattr(fallback, name)(*tensors, *numbers), compiled, **tolerance)
+    calls = operators.recorded_calls(name, **options)
+    assert [called for called, *_ in calls] == [name, f"_{name}_backward"]
+    tolerance = 0.05 if options.get("dtype") == torch.bfloat16 else 1e-12
+    for called, arguments, compiled in calls:
+        actual = fallback.kernel(called)(*arguments)
+        assert_close(actual, compiled, rtol=0, atol=tolerance)
 
-    grad = compiled.cos()
-    if name == "deform_conv":
-        tensors = tensors[:4]
-    elif name == "ps_roi_pool":
-        tensors, numbers = tensors[1:], [*numbers, list(tensors[0].shape)]
-    actual = getattr(fallback, f"{name}_backward")(grad, *tensors, *numbers)
-    expected = getattr(torch.ops.dcn_projects, f"_{name}_backward")(grad, *tensors, *numbers)
-    assert_close(actual, expected, **tolerance)
+
+def test_what_is_missing_is_named():
+    with pytest.raises(NotImplementedError, match="layers/fallback/new.py needs a function new_ba"):
+        fallback.kernel("_new_backward")
 
 
 @pytest.mark.parametrize("max_per_class", [None, 9])
 def test_classes_in_many_parts(monkeypatch, max_per_class):
     monkeypatch.setattr(chunks, "_LARGEST", 1000)
-    boxes, scores = nms.make_boxes(60), nms.make_scores(360)
+    boxes, scores = make_boxes(60), make_scores(360)
     starts = torch.tensor([3, 3, 53, 60, 180, 180, 355])
     arguments = (boxes, scores, starts, "gaussian", 0.5, 0.3, 0.01, max_per_class)
     compiled = torch.ops.dcn_projects.soft_nms(*arguments)
-    assert_close(fallback.soft_nms(*arguments), compiled, rtol=1e-12, atol=0)
+    assert_close(fallback.kernel("soft_nms")(*arguments), compiled, rtol=1e-12, atol=0)

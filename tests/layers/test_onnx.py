@@ -8,7 +8,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dcn_projects.layers import DeformConv, DeformROIPool, ModulatedDeformConv, PSROIPool
+from dcn_projects.layers import (
+    DeformConv,
+    DeformROIPool,
+    ModulatedDeformConv,
+    PSROIPool,
+    multiclass_soft_nms,
+)
 from dcn_projects.layers.onnx import translation_table
 from tests.layers.rois import ROIS, SCALE
 
@@ -193,6 +199,26 @@ def test_strange_offsets_move_samples_outside():
     model = export(module, inputs)
     assert_runs_alike(module, model, inputs)
     assert not run(model, inputs)[:4, :, 0].any()
+
+
+class SoftNMS(nn.Module):
+    def forward(self, boxes, scores):
+        return multiclass_soft_nms(boxes, scores)
+
+
+def test_refusal_says_why():
+    with pytest.raises(Exception) as error:
+        torch.onnx.export(
+            SoftNMS(),
+            (torch.rand(5, 4), torch.rand(5, 2)),
+            dynamo=True,
+            custom_translation_table=translation_table(),
+            verbose=False,
+        )
+    causes, cause = "", error.value
+    while cause:
+        causes, cause = f"{causes}{cause}\n", cause.__cause__
+    assert "soft_nms has no ONNX graph: how often its loop runs depends on the scores" in causes
 
 
 def test_without_the_packages():

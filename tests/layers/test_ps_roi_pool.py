@@ -9,32 +9,10 @@ from torch.testing import assert_close
 from dcn_projects.layers import PSROIPool, ps_roi_pool
 from tests.devices import CUDA, DEVICES, large_zeros, needs_memory
 from tests.layers import reference
+from tests.layers.operators.ps_roi_pool import make_inputs
 from tests.layers.rois import ROIS, SCALE
 
 GOLDENS = Path(__file__).parents[1] / "goldens/mxnet_ops/PSROIPooling.npz"
-
-
-def make_inputs(
-    device="cpu",
-    dtype=torch.float64,
-    N=2,
-    D=3,
-    size=(9, 8),
-    rois=ROIS,
-    output_size=(3, 3),
-    group_size=None,
-):
-    generator = torch.Generator().manual_seed(0)
-    group_h, group_w = output_size if group_size is None else group_size
-    shape = (N, D * group_h * group_w, *size)
-    input = torch.rand(shape, generator=generator, dtype=torch.float64) - 0.5
-    return {
-        "input": input.to(device=device, dtype=dtype).requires_grad_(),
-        "rois": torch.tensor(rois, dtype=dtype, device=device).view(-1, 5),
-        "output_size": output_size,
-        "spatial_scale": SCALE,
-        "group_size": group_size,
-    }
 
 
 def result_and_gradient(function, inputs):

@@ -8,24 +8,10 @@ from torchvision.ops import batched_nms, nms
 from dcn_projects.layers import batched_soft_nms, multiclass_soft_nms, soft_nms
 from tests.devices import CUDA, DEVICES
 from tests.layers import reference
-from tests.layers.published_soft_nms import BOXES, PUBLISHED
+from tests.layers.operators.soft_nms import BOXES, PUBLISHED, make_boxes, make_scores
 
 METHODS = ["linear", "gaussian", "hard"]
 NAN, INF = float("nan"), float("inf")
-
-
-def make_boxes(N=200, seed=0, dtype=torch.float64, device="cpu", extent=300.0, side=60.0):
-    """(N, 4) of many sizes, in which each meets some of the others."""
-    generator = torch.Generator().manual_seed(seed)
-    centre = torch.rand(N, 2, generator=generator, dtype=torch.float64) * extent
-    size = torch.randn(N, 2, generator=generator, dtype=torch.float64).exp() * side
-    return torch.cat([centre - size / 2, centre + size / 2], 1).to(device=device, dtype=dtype)
-
-
-def make_scores(*shape, seed=1, dtype=torch.float64, device="cpu"):
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return scores.to(device=device, dtype=dtype)
 
 
 def assert_equals_reference(actual, expected):

@@ -5,8 +5,8 @@ import threading
 import pytest
 import torch
 
-from dcn_projects.layers import deform_conv, deform_roi_pool, multiclass_soft_nms, ps_roi_pool
 from tests.devices import DEVICES
+from tests.layers import operators
 
 THREADS = 8
 
@@ -15,22 +15,9 @@ def calls(device, dtype, seed):
     """By name, functions without arguments that call an operator forward and backward."""
     generator = torch.Generator().manual_seed(seed)
 
-    def rand(*shape, dtype=dtype):
+    def rand(*shape):
         values = torch.rand(*shape, generator=generator) * 2 - 1
         return values.to(device, dtype).requires_grad_()
-
-    input = rand(2, 72, 21, 19)
-    rois = torch.rand(20, 4, generator=generator) * 60
-    rois = torch.cat([torch.arange(20)[:, None] % 2, rois], 1).to(device, dtype)
-    bin_offset, bin_mask = rand(20, 4, 3, 3), rand(20, 2, 3, 3)
-    offset, mask, weight, bias = (
-        rand(2, 36, 21, 19),
-        rand(2, 18, 21, 19),
-        rand(70, 72, 3, 3),
-        rand(70),
-    )
-    small = rand(70, 36, 3, 3)
-    boxes, scores = rand(300, 4).detach() * 50, rand(300, 5).detach()
 
     def forward_backward(function, *tensors):
         def call():
@@ -40,23 +27,9 @@ def calls(device, dtype, seed):
         return call
 
     return {
-        "deform_conv": forward_backward(
-            lambda *t: deform_conv(*t[:4], padding=1, mask=t[4]), input, offset, weight, bias, mask
-        ),
-        "deform_conv with groups": forward_backward(
-            lambda *t: deform_conv(*t, padding=1), input, offset, small
-        ),
-        "ps_roi_pool": forward_backward(lambda t: ps_roi_pool(t, rois, 3, 1 / 4), input),
-        "deform_roi_pool": forward_backward(
-            lambda *t: deform_roi_pool(t[0], rois, t[1], 3, 1 / 4, group_size=3, mask=t[2]),
-            input,
-            bin_offset,
-            bin_mask,
-        ),
-        "deform_roi_pool with all channels": forward_backward(
-            lambda t: deform_roi_pool(t, rois, None, 3, 1 / 4), input
-        ),
-        "soft_nms": lambda: [multiclass_soft_nms(boxes, scores)],
+        f"{name} {kind}".rstrip(): call
+        for name, thread_calls in operators.having("thread_calls").items()
+        for kind, call in thread_calls(rand, forward_backward).items()
     }
 
 

@@ -15,27 +15,8 @@ import dcn_projects.layers
 from dcn_projects import add_dcn_config
 from dcn_projects.layers import DeformableConv2d, DeformROIPool, ModulatedDeformConv, PSROIPool
 from dcn_projects.modeling.backbone.deform_resnet import build_deform_resnet_backbone
-from tests.layers import reference
-from tests.layers import test_deform_conv as conv
-from tests.layers import test_deform_roi_pool as deform_roi
-from tests.layers import test_ps_roi_pool as ps_roi
+from tests.layers import operators, reference
 from tests.layers.rois import ROIS, SCALE
-
-
-def call_deform_conv(op, input, offset, weight, mask, bias):
-    return op(input, offset, weight, bias, padding=1, mask=mask)
-
-
-def call_ps_roi_pool(op, input, rois):
-    return op(input, rois, 3, SCALE)
-
-
-def call_deform_roi_pool(op, input, rois, offset):
-    return op(input, rois, offset, 3, SCALE, 3, group_size=3)
-
-
-def rois_of(size):
-    return ROIS[: 5 + size[0] // 6]
 
 
 class Operator:
@@ -44,9 +25,12 @@ class Operator:
     says which are differentiable.
     """
 
-    def __init__(self, name, call, make_inputs, names):
-        self.name, self.call, self.make_inputs, self.names = name, call, make_inputs, names
-        self.argnums = tuple(k for k, name in enumerate(names) if name != "rois")
+    def __init__(self, name):
+        self.name, self.module = name, operators.module(name)
+        self.names = self.module.TRANSFORMED
+        inputs = self.module.transform_inputs((9, 8))
+        self.numbers = {k: v for k, v in inputs.items() if k not in self.names}
+        self.argnums = tuple(k for k, n in enumerate(self.names) if inputs[n].requires_grad)
 
     def op(self, *tensors):
         return self.call(getattr(dcn_projects.layers, self.name), *tensors)
@@ -54,8 +38,11 @@ class Operator:
     def expected(self, *tensors):
         return self.call(getattr(reference, self.name), *tensors)
 
-    def make(self, size=(9, 8), **kwargs):
-        inputs = self.make_inputs(size, **kwargs)
+    def call(self, function, *tensors):
+        return function(**dict(zip(self.names, tensors, strict=True)), **self.numbers)
+
+    def make(self, size=(9, 8)):
+        inputs = self.module.transform_inputs(size)
         return [inputs[name].detach() for name in self.names]
 
     def grads(self, function, tensors):
@@ -65,26 +52,7 @@ class Operator:
         return torch.autograd.grad(out, [tensors[k] for k in self.argnums])
 
 
-OPERATORS = [
-    Operator(
-        "deform_conv",
-        call_deform_conv,
-        lambda size: conv.make_inputs(size=size, C=4, deformable_groups=2),
-        ["input", "offset", "weight", "mask", "bias"],
-    ),
-    Operator(
-        "ps_roi_pool",
-        call_ps_roi_pool,
-        lambda size: ps_roi.make_inputs(size=size, rois=rois_of(size)),
-        ["input", "rois"],
-    ),
-    Operator(
-        "deform_roi_pool",
-        call_deform_roi_pool,
-        lambda size: deform_roi.make_inputs(size=size, rois=rois_of(size), group_size=(3, 3)),
-        ["input", "rois", "offset"],
-    ),
-]
+OPERATORS = [Operator(name) for name in operators.having("TRANSFORMED")]
 
 
 @pytest.fixture(params=OPERATORS, ids=lambda operator: operator.name)
@@ -106,7 +74,7 @@ def test_one_graph_for_all_sizes(operator):
 
 
 class Head(nn.Module):
-    """All operators, one behind the other."""
+    """Three operators, one behind the other."""
 
     def __init__(self):
         super().__init__()
@@ -128,8 +96,8 @@ def test_export_with_dynamic_sizes():
     sizes = {"x": {0: Dim("n"), 2: Dim("h", min=4), 3: Dim("w", min=4)}, "rois": {0: Dim("r")}}
     program = export(model, (torch.randn(2, 8, 9, 8), rois), dynamic_shapes=sizes)
     targets = [node.target for node in program.graph.nodes]
-    for operator in OPERATORS:
-        assert targets.count(getattr(torch.ops.dcn_projects, operator.name).default) == 1
+    for name in ("deform_conv", "ps_roi_pool", "deform_roi_pool"):
+        assert targets.count(getattr(torch.ops.dcn_projects, name).default) == 1
     inputs = torch.randn(3, 8, 14, 23), torch.cat([rois, rois + torch.tensor([1, 2, 2, 4, 4])])
     assert_close(program.module()(*inputs), model(*inputs))
 
@@ -236,7 +204,9 @@ def test_gradients_of_each_example(operator):
 
 @pytest.mark.parametrize("index", [2.0, -1.0, float("nan")])
 def test_vmap_does_not_read_another_example(index):
-    for operator in OPERATORS[1:]:
+    of_rois = [operator for operator in OPERATORS if operator.names[1] == "rois"]
+    assert len(of_rois) >= 2
+    for operator in of_rois:
         in_dims, tensors = vmapped(operator, 0b011)
         tensors[1].select(in_dims[1], 0)[1, 0] = index
         with pytest.raises(RuntimeError, match="RoI 1 is on image .* of a batch of"):

@@ -14,7 +14,7 @@ from dcn_projects import add_dcn_config
 from dcn_projects.modeling import BoxOutputLayers
 from dcn_projects.modeling.box_nms import box_nms, detections_above, soft_nms_options
 from tests.layers import reference
-from tests.layers.published_soft_nms import BOXES, PUBLISHED
+from tests.layers.operators.soft_nms import BOXES, PUBLISHED
 
 SIZE = (300, 400)
 

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from dcn_projects import add_dcn_config
 from dcn_projects.modeling import BoxOutputLayers, MultiScaleTTA
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
-from tests.layers.published_soft_nms import BOXES, PUBLISHED
+from tests.layers.operators.soft_nms import BOXES, PUBLISHED
 from tests.modeling.narrow_models import make_rfcn_cfg
 
 HEIGHT, WIDTH = 300, 400

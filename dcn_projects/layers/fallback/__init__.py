@@ -1,34 +1,29 @@
 """
 The operators without a compiled library, with the same results: `deform_conv` on torchvision's
-kernel, the others in plain PyTorch, on any device. Each function has the arguments of its operator.
+kernel, the others in plain PyTorch, on any device. <op>.py has a function with the name and the
+arguments of each operator, and RUNS_ON where that is not plain PyTorch.
 """
 
 import warnings
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 
 from .. import library
-from .deform_conv import deform_conv, deform_conv_backward
-from .deform_roi_pool import deform_roi_pool, deform_roi_pool_backward
-from .ps_roi_pool import ps_roi_pool, ps_roi_pool_backward
-from .soft_nms import soft_nms
-
-KERNELS = {
-    "deform_conv": deform_conv,
-    "_deform_conv_backward": deform_conv_backward,
-    "ps_roi_pool": ps_roi_pool,
-    "_ps_roi_pool_backward": ps_roi_pool_backward,
-    "deform_roi_pool": deform_roi_pool,
-    "_deform_roi_pool_backward": deform_roi_pool_backward,
-    "soft_nms": soft_nms,
-}
 
 _library = torch.library.Library("dcn_projects", "IMPL")
 
 
 def register() -> None:
-    """Makes these functions the kernels of the operators on all devices, and warns."""
+    """
+    Makes these functions the kernels of the operators on all devices, and warns.
+
+    Raises:
+        NotImplementedError: if an operator has none
+    """
     warnings.warn(
         f"{library.WHY_NOT_COMPILED} The operators of dcn_projects give the same results without "
         "it: deform_conv runs on torchvision's kernel, which is several times slower, holds the "
@@ -36,8 +31,38 @@ def register() -> None:
         "run in plain PyTorch, slower and with more memory.",
         stacklevel=3,
     )
-    for name, kernel in KERNELS.items():
-        _library.impl(name, _without_autocast(kernel), "CompositeExplicitAutograd")
+    for name in library.OPERATORS:
+        _library.impl(name, _without_autocast(kernel(name)), "CompositeExplicitAutograd")
+
+
+def kernel(name: str) -> Callable:
+    """
+    The function that stands in for an operator.
+
+    Raises:
+        NotImplementedError: if there is none
+    """
+    function = name.removeprefix("_")
+    found = getattr(_module(name), function, None)
+    if found is None:
+        raise NotImplementedError(
+            f"{name} has no fallback: layers/fallback/{_file(name)}.py needs a function {function}"
+        )
+    return found
+
+
+def runs_on(name: str) -> str:
+    """The library whose kernels the function of an operator calls."""
+    return getattr(_module(name), "RUNS_ON", "PyTorch")
+
+
+def _file(name: str) -> str:
+    return name.removeprefix("_").removesuffix("_backward")
+
+
+def _module(name: str) -> ModuleType | None:
+    module = f"{__name__}.{_file(name)}"
+    return import_module(module) if find_spec(module) else None
 
 
 def _without_autocast(kernel: Callable) -> Callable:

@@ -12,6 +12,8 @@ from ..deform_conv import new_map
 from ..sampling import tap_grid, tap_positions, taps_inside
 from .chunks import chunks, wide
 
+RUNS_ON = "torchvision"
+
 
 def deform_conv(input, offset, weight, mask, bias, stride, padding, dilation, legacy_border):
     shape = check_deform_conv(input, offset, weight, mask, bias, stride, padding, dilation)

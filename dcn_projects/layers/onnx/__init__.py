@@ -1,7 +1,16 @@
-"""The operators in ONNX. Needs the packages onnx and onnxscript, but not before a table is made."""
+"""
+The operators in ONNX. Needs the packages onnx and onnxscript, but not before a table is made.
+
+<op>.py has a function of the name of each operator that builds its graph; an operator without one
+says why in NO_ONNX of its own module. Where an operator samples, and the region of a RoI, are
+written here once more, as nodes of a graph on symbolic values: the functions of sampling.py and
+roi_region.py compute with tensors. tests/layers/test_onnx.py compares the two.
+"""
 
 import inspect
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 
@@ -35,12 +44,27 @@ def translation_table() -> dict[Callable, Callable]:
         raise ImportError(
             f"ONNX export needs the package {error.name}: pip install onnx onnxscript"
         ) from error
-    from .deform_conv import deform_conv
-    from .deform_roi_pool import deform_roi_pool
-    from .ps_roi_pool import ps_roi_pool
-
     return {
-        torch.ops.dcn_projects.deform_conv.default: deform_conv,
-        torch.ops.dcn_projects.deform_roi_pool.default: deform_roi_pool,
-        torch.ops.dcn_projects.ps_roi_pool.default: ps_roi_pool,
+        getattr(torch.ops.dcn_projects, name).default: graph_builder(name)
+        for name in library.PUBLIC_OPERATORS
     }
+
+
+def has_graph(name: str) -> bool:
+    """Whether an operator has a graph, which is in a file of its name."""
+    return find_spec(f"{__name__}.{name}") is not None
+
+
+def graph_builder(name: str) -> Callable:
+    """
+    The function that builds the graph of an operator. Where there is none, it is one that raises
+    NotImplementedError with the reason when a model with the operator is exported.
+    """
+    if has_graph(name):
+        return getattr(import_module(f"{__name__}.{name}"), name)
+    operator = import_module(f"..{name}", __name__)
+
+    def refuse(input, *arguments):
+        raise NotImplementedError(f"{name} has no ONNX graph: {operator.NO_ONNX}")
+
+    return refuse

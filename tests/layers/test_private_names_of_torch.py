@@ -1,0 +1,64 @@
+"""Each private name of PyTorch that transforms.py needs, missing, in a process of its own."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCE = (ROOT / "dcn_projects/layers/transforms.py").read_text()
+NAMES = re.findall(r'^ +"(torch\.[\w.]*\b_\w+[\w.]*)",$', SOURCE, re.M)
+
+PROGRAM = """
+import pkgutil, sys, types, warnings
+resolve_name = pkgutil.resolve_name
+def without(name):
+    if name == sys.argv[1]:
+        raise AttributeError(name)
+    return resolve_name(name)
+pkgutil.resolve_name = without
+parent = types.ModuleType("dcn_projects")  # only the operators are of interest
+parent.__path__ = ["dcn_projects"]
+sys.modules["dcn_projects"] = parent
+
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    from dcn_projects.layers import deform_conv, deform_roi_pool, ps_roi_pool
+texts = [str(w.message) for w in caught if "torch.func refuses" in str(w.message)]
+assert len(texts) == 1 and sys.argv[1] in texts[0], texts
+
+import torch
+def tensor(*shape):
+    return torch.rand(*shape, dtype=torch.float64).requires_grad_()
+
+x, offset, weight = tensor(1, 2, 4, 4), tensor(1, 18, 2, 2), tensor(3, 2, 3, 3)
+rois, moves = torch.tensor([[0.0, 0, 0, 3, 3]]).double(), tensor(1, 2, 2, 2)
+assert torch.autograd.gradcheck(deform_conv, (x, offset, weight))
+assert torch.autograd.gradcheck(lambda x: ps_roi_pool(x, rois, 1, 1.0), x)
+assert torch.autograd.gradcheck(lambda x, m: deform_roi_pool(x, rois, m, 2, 1.0), (x, moves))
+
+def loss(x):
+    return deform_conv(x, offset, weight).square().sum()
+
+(grad,) = torch.autograd.grad(loss(x), x, create_graph=True)
+for refused in (lambda: torch.func.grad(loss)(x), lambda: torch.autograd.grad(grad.sum(), x)):
+    try:
+        refused()
+    except RuntimeError as error:
+        print("refused:", error)
+"""
+
+
+def test_the_names_are_found():
+    assert len(NAMES) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_private_name(name):
+    command = [sys.executable, "-c", PROGRAM, name]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("refused:") == 2, result.stdout
+    assert "deform_conv has no second derivative" in result.stdout
