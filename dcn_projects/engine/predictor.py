@@ -14,7 +14,7 @@ from dcn_projects.errors import one_line_errors
 from dcn_projects.modeling import build_model
 from dcn_projects.vis import class_metadata
 
-from .check_config import check_heads
+from .check_config import check_keys
 from .config import read_config
 from .options import option_pairs
 from .output_dir import weights_to_evaluate
@@ -81,7 +81,7 @@ def trained_config(
         logging.getLogger(__name__).warning("No GPU: the model runs on the CPU.")
         cfg.MODEL.DEVICE = "cpu"
     with one_line_errors(config_file):
-        check_heads(cfg)
+        check_keys(cfg)
         check_weights(cfg.MODEL.WEIGHTS, told_by)
     return cfg
 
