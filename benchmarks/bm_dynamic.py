@@ -10,13 +10,11 @@ import sys
 
 import measure
 import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from training_step import make_inputs, step
 
-from dcn_projects import add_dcn_config
-from dcn_projects.modeling import DynamicROIHeads
+from dcn_projects.engine import read_config
+from dcn_projects.modeling import DynamicROIHeads, build_model
 
 CONFIG, SIZE = "Dynamic-RCNN/dynamic_rcnn_R_50_FPN_1x", (480, 640)
 QUICK_CONFIG, QUICK_SIZE = "Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits", (96, 128)
@@ -26,9 +24,7 @@ MUST = 1.02
 
 def make_model(config: str, device: str, heads: str) -> torch.nn.Module:
     """With random weights; both heads label by the same IoU at the start."""
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file(str(measure.ROOT / "configs" / f"{config}.yaml"))
+    cfg = read_config(f"{config}.yaml")
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
     cfg.MODEL.ROI_HEADS.NAME = heads
     cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS = [cfg.MODEL.DYNAMIC_RCNN.WARMUP_IOU]

@@ -10,12 +10,11 @@ import sys
 import detectron2.layers.deform_conv as theirs
 import measure
 import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 from torchvision.ops import deform_conv2d
 from training_step import make_inputs, step
 
-from dcn_projects import add_dcn_config
+from dcn_projects.engine import read_config
+from dcn_projects.modeling import build_model
 
 CONFIGS = {
     "dconv": "DCNv2/mask_rcnn_R_50_FPN_1x_dconv_c3c5",
@@ -49,9 +48,7 @@ def torchvision_modulated_conv(
 
 def make_model(config: str, backbone: str, device: str) -> torch.nn.Module:
     """With random weights, and offsets of some pixels as if it had learnt a while."""
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file(str(measure.ROOT / "configs" / f"{config}.yaml"))
+    cfg = read_config(f"{config}.yaml")
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
     cfg.MODEL.BACKBONE.NAME = backbone
     model = build_model(cfg).train()
@@ -84,7 +81,8 @@ def steps_table(report, size: tuple[int, int], args):
         inputs = make_inputs(size, IMAGES, OBJECTS)
         for name, config in CONFIGS.items():
             models = {key: make_model(config, b, args.device) for key, b in BACKBONES.items()}
-            models["detectron2"].load_state_dict(models["ours"].state_dict())
+            # Names of the offset layers differ; ours load those of detectron2.
+            models["ours"].load_state_dict(models["detectron2"].state_dict())
             check_same(models, inputs)
             calls = {key: functools.partial(step, model, inputs) for key, model in models.items()}
             times = measure.rounds(calls, args, slow=["detectron2"])

@@ -8,10 +8,9 @@ import sys
 
 import measure
 import torch
-from detectron2.config import get_cfg
-from detectron2.modeling import build_model
 
-from dcn_projects import add_dcn_config
+from dcn_projects.engine import read_config
+from dcn_projects.modeling import build_model
 
 # The configs, plain and deformable.
 PAIRS = {
@@ -42,9 +41,7 @@ MUST_MEMORY = 1.10
 
 
 def inference(config: str, image: torch.Tensor, device: str) -> measure.Call:
-    cfg = get_cfg()
-    add_dcn_config(cfg)
-    cfg.merge_from_file(str(measure.ROOT / "configs" / f"{config}.yaml"))
+    cfg = read_config(f"{config}.yaml")
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = device, ""
     model = build_model(cfg).eval()
     inputs = [{"image": image, "height": image.shape[1], "width": image.shape[2]}]
