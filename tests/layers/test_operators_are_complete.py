@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensorMode
 
 import dcn_projects.layers
 from dcn_projects.layers import fallback, library, onnx
+from dcn_projects.layers.self_test import self_tests
 from tests.layers import operators, reference
 
 TESTS = Path(__file__).parent
@@ -82,6 +83,11 @@ def _missing_registrations(name: str) -> list[str]:
 @pytest.mark.parametrize("name", library.PUBLIC_OPERATORS)
 def test_nothing_is_missing(name):
     assert missing(name) == []
+
+
+@pytest.mark.parametrize("name", library.PUBLIC_OPERATORS)
+def test_self_test_passes(name):
+    assert self_tests()[name].run("cpu") == "ok"
 
 
 def test_every_derivative_belongs_to_an_operator():

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from dcn_projects.layers import checks
 
 ROOT = Path(__file__).parents[2]
 SOURCE = (ROOT / "dcn_projects/layers/transforms.py").read_text()
@@ -49,6 +52,15 @@ for refused in (lambda: torch.func.grad(loss)(x), lambda: torch.autograd.grad(gr
     except RuntimeError as error:
         print("refused:", error)
 """
+
+
+def test_checks_without_the_function_of_torch(monkeypatch):
+    monkeypatch.setattr(checks, "_check", checks._raise_unless)
+    boxes, scores, starts = torch.zeros(3, 4), torch.zeros(3), torch.tensor([0, 3])
+    numbers = ("hard", 0.5, 0.3, 0.0, None)
+    checks.check_soft_nms(boxes, scores, starts, *numbers)
+    with pytest.raises(RuntimeError, match=r"boxes must be \(B, 4\).* got \[3, 3\]"):
+        checks.check_soft_nms(boxes[:, :3], scores, starts, *numbers)
 
 
 def test_the_names_are_found():
