@@ -167,7 +167,7 @@ setup(
     # configs/ stays where everyone looks for it, and becomes part of the package when it is packed.
     packages=[*find_packages(include=["dcn_projects", "dcn_projects.*"]), "dcn_projects.configs"],
     package_dir={"dcn_projects.configs": "configs"},
-    # ops.cpp has the schemas, which are read where nothing is built.
+    # ops.cpp has the schemas, from which the package has its list of operators.
     package_data={
         "dcn_projects": ["py.typed", "layers/csrc/ops.cpp"],
         "dcn_projects.configs": ["**/*.yaml"],

@@ -2,7 +2,6 @@ import json
 import os
 import weakref
 
-import torch
 import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import (
@@ -19,6 +18,7 @@ from detectron2.engine import (
 )
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
+from torch import nn
 
 from dcn_projects.checkpoint import training_only_names
 from dcn_projects.data import ExactTrainLoader, check_objects_to_learn, loading
@@ -33,6 +33,8 @@ from .resumed_optimizer import in_own_order
 from .tasks import task_of
 
 __all__ = ["Trainer"]
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class _Checkpointer(DetectionCheckpointer):
@@ -186,7 +188,7 @@ class Trainer(DefaultTrainer):
         return results
 
 
-def _declared(model: torch.nn.Module, name: str) -> list:
+def _declared(model: nn.Module, name: str) -> list:
     """What the modules of a model have in a tuple of this name, together."""
     return [entry for module in model.modules() for entry in getattr(module, name, ())]
 
@@ -212,10 +214,10 @@ def _check_augmentation(cfg, model) -> None:
             raise ValueError(str(e)) from e
 
 
-def _share_statistics(model: torch.nn.Module) -> None:
+def _share_statistics(model: nn.Module) -> None:
     """Give BatchNorm on all processes the means and variances of the first."""
     if comm.get_world_size() > 1:
         for module in model.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, BATCH_NORMS):
                 for buffer in module.buffers():
                     dist.broadcast(buffer, src=0)
