@@ -9,7 +9,7 @@ from . import library  # noqa: F401  loads the operators
 from .checks import check_deform_conv, check_grad
 from .pair import IntPair, pair
 from .self_test import SelfTest, moved
-from .transforms import folded, one_by_one, register_autograd, register_vmap
+from .transforms import folded, one_by_one, refuse_tangents, register_autograd, register_vmap
 
 
 def deform_conv(
@@ -58,6 +58,7 @@ def deform_conv(
         RuntimeError: if shapes, dtypes or devices do not fit; on a second or forward-mode
             derivative
     """
+    refuse_tangents("deform_conv", input, offset, weight, mask, bias)
     device_type = input.device.type
     # Autocast leaves float64 alone.
     is_cast = input.dtype != torch.float64 and device_type in ("cpu", "cuda")

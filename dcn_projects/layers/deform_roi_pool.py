@@ -6,7 +6,7 @@ from . import library  # noqa: F401  loads the operators
 from .checks import check_deform_roi_pool, check_grad
 from .pair import IntPair, pair
 from .self_test import SelfTest, moved
-from .transforms import folded, folded_rois, register_autograd, register_vmap
+from .transforms import folded, folded_rois, refuse_tangents, register_autograd, register_vmap
 
 
 def deform_roi_pool(
@@ -64,6 +64,7 @@ def deform_roi_pool(
             derivative; on the CPU also if an image index is not one of the batch. On CUDA such a
             RoI gives 0, as a look at the index would stop the host
     """
+    refuse_tangents("deform_roi_pool", input, rois, offset)
     device_type = input.device.type
     if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
         # The layer that predicts the offsets may have run in the other precision.

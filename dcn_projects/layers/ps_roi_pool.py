@@ -6,7 +6,7 @@ from . import library  # noqa: F401  loads the operators
 from .checks import check_grad, check_roi_pool
 from .pair import IntPair, pair
 from .self_test import SelfTest
-from .transforms import folded, folded_rois, register_autograd, register_vmap
+from .transforms import folded, folded_rois, refuse_tangents, register_autograd, register_vmap
 
 
 def ps_roi_pool(
@@ -46,6 +46,7 @@ def ps_roi_pool(
             derivative; on the CPU also if an image index is not one of the batch. On CUDA such a
             RoI gives 0, as a look at the index would stop the host
     """
+    refuse_tangents("ps_roi_pool", input, rois)
     size = pair(output_size)
     group = size if group_size is None else pair(group_size)
     return torch.ops.dcn_projects.ps_roi_pool(input, rois, size, spatial_scale, group)

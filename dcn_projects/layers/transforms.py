@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _library = torch.library.Library("dcn_projects", "FRAGMENT")
 
@@ -46,7 +47,8 @@ def register_autograd(
     """
     `torch.library.register_autograd`, which torch.func.grad, vjp and jacrev refuse and which drops
     forward-mode tangents in silence. Here the former work and the latter raise an error. That takes
-    private names of PyTorch: where one is missing, it is `torch.library.register_autograd` itself.
+    private names of PyTorch: where one is missing, it is `torch.library.register_autograd` itself,
+    and `refuse_tangents` raises the error.
 
     Args:
         name: of the operator
@@ -103,10 +105,7 @@ def _register_node(name: str, function: str, backward: Callable, setup_context: 
 
         @staticmethod
         def jvp(ctx, *tangents):
-            raise RuntimeError(
-                f"{function} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian) and "
-                "no second derivative"
-            )
+            raise _no_forward_mode(function)
 
     def kernel(keyset, *inputs):
         with enable_single_level_autograd_function():
@@ -114,6 +113,32 @@ def _register_node(name: str, function: str, backward: Callable, setup_context: 
 
     Node.__name__ = f"{name}_node"
     _library.impl(name, kernel, "Autograd", with_keyset=True)
+
+
+def _no_forward_mode(function: str) -> RuntimeError:
+    return RuntimeError(
+        f"{function} has no forward-mode derivative (torch.func.jvp, jacfwd, hessian) and "
+        "no second derivative"
+    )
+
+
+def refuse_tangents(function: str, *tensors: Tensor | None) -> None:
+    """
+    Called by the public function of an operator. Where `register_autograd` could not register a
+    node of its own, PyTorch would drop the tangents, and give zeros as the derivative.
+
+    Args:
+        function: its name
+        tensors: its differentiable arguments
+    Raises:
+        RuntimeError: if one of them has a forward-mode tangent
+    """
+    # A graph that is compiled or exported holds no tangents.
+    if _PRIVATE_NAMES or torch.compiler.is_compiling():
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise _no_forward_mode(function)
 
 
 def register_vmap(name: str, fold: Callable) -> None:

@@ -51,6 +51,25 @@ for refused in (lambda: torch.func.grad(loss)(x), lambda: torch.autograd.grad(gr
         refused()
     except RuntimeError as error:
         print("refused:", error)
+
+# The function and each of its arguments that is differentiable.
+for function, tensors in (
+    (deform_conv, (x, offset, weight)),
+    (lambda x: ps_roi_pool(x, rois, 1, 1.0), (x,)),
+    (lambda x, m: deform_roi_pool(x, rois, m, 2, 1.0), (x, moves)),
+):
+    tensors = [t.detach() for t in tensors]
+    for k, t in enumerate(tensors):
+        def of_one(t):
+            return function(*tensors[:k], t, *tensors[k + 1 :])
+        jvp = lambda t: torch.func.jvp(of_one, (t,), (t,))
+        for forward in (jvp, torch.func.jacfwd(of_one)):
+            try:
+                forward(t)
+            except RuntimeError as error:
+                print("no tangent:", error)
+compiled = torch.compile(deform_conv, fullgraph=True, backend="eager")
+torch.testing.assert_close(compiled(x, offset, weight), deform_conv(x, offset, weight))
 """
 
 
@@ -74,3 +93,6 @@ def test_without_a_private_name(name):
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("refused:") == 2, result.stdout
     assert "deform_conv has no second derivative" in result.stdout
+    for function, arguments in (("deform_conv", 3), ("ps_roi_pool", 1), ("deform_roi_pool", 2)):
+        text = f"no tangent: {function} has no forward-mode derivative"
+        assert result.stdout.count(text) == 2 * arguments, result.stdout  # jvp and jacfwd
