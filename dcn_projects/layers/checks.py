@@ -15,8 +15,9 @@ def _raise_unless(condition: bool, message: Callable[[], str]) -> None:
         raise RuntimeError(message())
 
 
-# Knows symbolic conditions too, which no bool() can be taken of while a graph is exported.
-_check = getattr(torch, "_check", _raise_unless)
+# Raises RuntimeError(message()) unless the condition holds. While a graph is exported, a condition
+# may be symbolic: torch's own function takes such a condition, and bool() does not.
+check = getattr(torch, "_check", _raise_unless)
 
 LARGEST_GRID = 1 << 15
 INT_MAX = (1 << 31) - 1
@@ -39,31 +40,31 @@ def check_deform_conv(
         RuntimeError: if shapes, dtypes or devices do not fit
     """
     shape, kernel = list(input.shape), list(weight.shape)
-    _check(len(shape) == 4, lambda: f"deform_conv: input must be (N, C, H, W), got {shape}")
-    _check(
+    check(len(shape) == 4, lambda: f"deform_conv: input must be (N, C, H, W), got {shape}")
+    check(
         len(kernel) == 4, lambda: f"deform_conv: weight must be (O, C/groups, kh, kw), got {kernel}"
     )
     dtype, device = input.dtype, input.device
-    _check(
+    check(
         dtype.is_floating_point, lambda: f"deform_conv: input must be floating point, got {dtype}"
     )
     tensors = {"offset": offset, "weight": weight, "mask": mask, "bias": bias}
     for name, tensor in tensors.items():
         if tensor is None:
             continue
-        _check(
+        check(
             tensor.device == device,
             lambda: f"deform_conv: input is on {device} but {name} on {tensor.device}",  # noqa: B023
         )
         wide = dtype.itemsize == 2 and name in ("offset", "mask") and tensor.dtype == torch.float32
-        _check(
+        check(
             tensor.dtype == dtype or wide,
             lambda: f"deform_conv: input is {dtype} but {name} {tensor.dtype}",  # noqa: B023
         )
 
     (N, C, *size), (out_channels, group_size, *taps) = shape, kernel
-    _check(0 not in kernel, lambda: f"deform_conv: weight is empty, {kernel}")
-    _check(
+    check(0 not in kernel, lambda: f"deform_conv: weight is empty, {kernel}")
+    check(
         C > 0 and C % group_size == 0,
         lambda: (
             f"deform_conv: input has {C} channels, which is no multiple of the {group_size} "
@@ -71,21 +72,21 @@ def check_deform_conv(
         ),
     )
     groups = C // group_size
-    _check(
+    check(
         out_channels % groups == 0,
         lambda: (
             f"deform_conv: the {out_channels} output channels of weight {kernel} do not divide "
             f"into {groups} groups"
         ),
     )
-    _check(
+    check(
         min(*stride, *dilation) > 0 and min(padding) >= 0,
         lambda: (
             "deform_conv: stride and dilation must be positive, padding not negative, got "
             f"stride {list(stride)}, padding {list(padding)}, dilation {list(dilation)}"
         ),
     )
-    _check(
+    check(
         max(*stride, *padding, *dilation) <= INT_MAX,
         lambda: (
             "deform_conv: sizes, stride, padding and dilation must be less than 2^31, got input "
@@ -99,7 +100,7 @@ def check_deform_conv(
     ]
     for i in range(2):
         for length in (size[i], out[i]):
-            _check(
+            check(
                 length > 0,
                 lambda: (
                     "deform_conv: convolution input is too small (output would be "
@@ -109,7 +110,7 @@ def check_deform_conv(
 
     # On a symbolic size this would be a guard that narrows what can be exported.
     if all(isinstance(length, int) for length in size):
-        _check(
+        check(
             (size[0] + 2 * padding[0] + 2) * (size[1] + 2 * padding[1] + 2) < INT_MAX,
             lambda: (
                 f"deform_conv: one padded map must have less than 2^31 pixels, got {shape} "
@@ -118,17 +119,17 @@ def check_deform_conv(
         )
 
     K, got = taps[0] * taps[1], list(offset.shape)
-    _check(
+    check(
         len(got) == 4 and got[1] > 0 and got[1] % (2 * K) == 0,
         lambda: f"deform_conv: offset must be ({N}, 2*G*{K}, {out[0]}, {out[1]}), got {got}",
     )
     for size, expected in zip([got[0], *got[2:]], [N, *out]):
-        _check(
+        check(
             size == expected,
             lambda: f"deform_conv: offset must be ({N}, 2*G*{K}, {out[0]}, {out[1]}), got {got}",
         )
     G = got[1] // (2 * K)
-    _check(
+    check(
         C % G == 0,
         lambda: (
             f"deform_conv: offset {got} stands for {G} deformable groups, into which {C} "
@@ -145,9 +146,9 @@ def check_deform_conv(
 def _check_shape(tensor: Tensor, expected: list[int], name: str, why: str = "") -> None:
     got = list(tensor.shape)
     text = f"{name} must be ({', '.join(map(str, expected))}){why}, got {got}"
-    _check(len(got) == len(expected), lambda: text)
+    check(len(got) == len(expected), lambda: text)
     for size, wanted in zip(got, expected):
-        _check(size == wanted, lambda: text)
+        check(size == wanted, lambda: text)
 
 
 def check_grad(op: str, grad: Tensor, input: Tensor, expected: list[int]) -> None:
@@ -156,7 +157,7 @@ def check_grad(op: str, grad: Tensor, input: Tensor, expected: list[int]) -> Non
         RuntimeError: if the gradient of a result does not fit it
     """
     _check_shape(grad, expected, f"{op}: grad")
-    _check(
+    check(
         grad.dtype == input.dtype and grad.device == input.device,
         lambda: (
             f"{op}: grad must be {input.dtype} on {input.device}, got {grad.dtype} on {grad.device}"
@@ -181,25 +182,25 @@ def check_roi_pool(
         RuntimeError: if shapes, dtypes or devices do not fit
     """
     dtype, shape = input.dtype, list(input.shape)
-    _check(len(shape) == 4, lambda: f"{op}: input must be (N, C, H, W), got {shape}")
+    check(len(shape) == 4, lambda: f"{op}: input must be (N, C, H, W), got {shape}")
     for size in shape[1:]:
-        _check(
+        check(
             size > 0,
             lambda: f"{op}: input needs channels, and a map of 1 to 2^31 - 1 cells, got {shape}",
         )
     wide = dtype in (torch.float32, torch.float64)
-    _check(
+    check(
         wide or dtype in (torch.float16, torch.bfloat16),
         lambda: f"{op}: input must be float16, bfloat16, float32 or float64, got {dtype}",
     )
     got = list(rois.shape)
-    _check(
+    check(
         len(got) == 2 and got[1] == 5,
         lambda: f"{op}: rois must be (R, 5): image index, x0, y0, x1, y1; got {got}",
     )
     _check_coordinates(op, "rois", rois, input)
     for size in (*output_size, *group_size):
-        _check(
+        check(
             0 < size <= LARGEST_GRID,
             lambda: (
                 f"{op}: output_size and group_size must be two numbers from 1 to "
@@ -207,29 +208,27 @@ def check_roi_pool(
             ),
         )
     C, cells = shape[1], group_size[0] * group_size[1]
-    _check(
+    check(
         C % cells == 0,
         lambda: (
             f"{op}: the {C} channels of input do not divide into groups of "
             f"{group_size[0]} x {group_size[1]}"
         ),
     )
-    _check(
-        spatial_scale > 0, lambda: f"{op}: spatial_scale must be positive, got {spatial_scale:g}"
-    )
+    check(spatial_scale > 0, lambda: f"{op}: spatial_scale must be positive, got {spatial_scale:g}")
     return [got[0], C // cells, *output_size]
 
 
 def _check_coordinates(op: str, name: str, tensor: Tensor, input: Tensor) -> None:
     dtype, device = input.dtype, input.device
-    _check(
+    check(
         tensor.dtype == dtype or (dtype.itemsize == 2 and tensor.dtype == torch.float32),
         lambda: (
             f"{op}: {name} must have the dtype of input ({dtype}), or float32 where input has "
             f"16 bits, got {tensor.dtype}"
         ),
     )
-    _check(
+    check(
         tensor.device == device,
         lambda: f"{op}: {name} must be on the device of input ({device}), got {tensor.device}",
     )
@@ -247,7 +246,7 @@ def check_deform_roi_pool(
 ) -> list[int]:
     """`check_roi_pool` and the same for what `deform_roi_pool` has beyond it."""
     R, D, *size = check_roi_pool(op, input, rois, output_size, spatial_scale, group_size)
-    _check(
+    check(
         0 < sampling_ratio <= LARGEST_GRID,
         lambda: f"{op}: sampling_ratio must be from 1 to {LARGEST_GRID}, got {sampling_ratio}",
     )
@@ -257,10 +256,10 @@ def check_deform_roi_pool(
             f"{op}: offset must be (R, 2n, part_h, part_w) for {R} RoIs, where n divides the {D} "
             f"output channels; got {got}"
         )
-        _check(len(got) == 4, lambda: text)
-        _check(got[0] == R, lambda: text)
-        _check(got[1] > 0 and got[1] % 2 == 0 and D % (got[1] // 2) == 0, lambda: text)
-        _check(0 < min(got[2:]) and max(got[2:]) <= LARGEST_GRID, lambda: text)
+        check(len(got) == 4, lambda: text)
+        check(got[0] == R, lambda: text)
+        check(got[1] > 0 and got[1] % 2 == 0 and D % (got[1] // 2) == 0, lambda: text)
+        check(0 < min(got[2:]) and max(got[2:]) <= LARGEST_GRID, lambda: text)
         _check_coordinates(op, "offset", offset, input)
     return [R, D, *size]
 
@@ -279,53 +278,51 @@ def check_soft_nms(
     Raises:
         RuntimeError: if shapes, dtypes, devices or numbers do not fit
     """
-    _check(
+    check(
         boxes.dim() == 2 and boxes.shape[1] == 4,
         lambda: f"soft_nms: boxes must be (B, 4): x0, y0, x1, y1; got {list(boxes.shape)}",
     )
-    _check(scores.dim() == 1, lambda: f"soft_nms: scores must be (N,), got {list(scores.shape)}")
+    check(scores.dim() == 1, lambda: f"soft_nms: scores must be (N,), got {list(scores.shape)}")
     N, B = scores.shape[0], boxes.shape[0]
     for fits in ((B > 0) | (N == 0), N % torch.sym_max(B, 1) == 0):
-        _check(
-            fits, lambda: f"soft_nms: the {N} scores are no multiple of the number of boxes, {B}"
-        )
+        check(fits, lambda: f"soft_nms: the {N} scores are no multiple of the number of boxes, {B}")
     dtype, device = scores.dtype, scores.device
-    _check(
+    check(
         dtype in (torch.float32, torch.float64),
         lambda: f"soft_nms: scores must be float32 or float64, got {dtype}",
     )
-    _check(
+    check(
         boxes.dtype == dtype,
         lambda: f"soft_nms: boxes must have the dtype of scores ({dtype}), got {boxes.dtype}",
     )
-    _check(
+    check(
         starts.dim() == 1 and starts.shape[0] > 0 and starts.dtype == torch.int64,
         lambda: (
             "soft_nms: starts must be (S + 1,) and int64, got "
             f"{list(starts.shape)} and {starts.dtype}"
         ),
     )
-    _check(
+    check(
         boxes.device == device and starts.device == device,
         lambda: (
             f"soft_nms: boxes and starts must be on the device of scores ({device}), "
             f"got {boxes.device} and {starts.device}"
         ),
     )
-    _check(
+    check(
         method in ("linear", "gaussian", "hard"),
         lambda: f"soft_nms: method must be 'linear', 'gaussian' or 'hard', got '{method}'",
     )
-    _check(0 < sigma < math.inf, lambda: f"soft_nms: sigma must be positive, got {sigma:g}")
-    _check(
+    check(0 < sigma < math.inf, lambda: f"soft_nms: sigma must be positive, got {sigma:g}")
+    check(
         0 <= iou_threshold <= 1,
         lambda: f"soft_nms: iou_threshold must be from 0 to 1, got {iou_threshold:g}",
     )
-    _check(
+    check(
         0 <= score_threshold < math.inf,
         lambda: f"soft_nms: score_threshold must not be negative, got {score_threshold:g}",
     )
-    _check(
+    check(
         max_per_class is None or max_per_class > 0,
         lambda: f"soft_nms: max_per_class must be positive or None, got {max_per_class}",
     )

@@ -74,7 +74,7 @@ torch.testing.assert_close(compiled(x, offset, weight), deform_conv(x, offset, w
 
 
 def test_checks_without_the_function_of_torch(monkeypatch):
-    monkeypatch.setattr(checks, "_check", checks._raise_unless)
+    monkeypatch.setattr(checks, "check", checks._raise_unless)
     boxes, scores, starts = torch.zeros(3, 4), torch.zeros(3), torch.tensor([0, 3])
     numbers = ("hard", 0.5, 0.3, 0.0, None)
     checks.check_soft_nms(boxes, scores, starts, *numbers)
