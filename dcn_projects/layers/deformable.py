@@ -199,12 +199,14 @@ def deformable(
     select: str | Sequence[str] = "*",
     modulated: bool = False,
     groups: int = 1,
+    *,
+    mask_scale: float = 2.0,
 ) -> nn.Module:
     """
     Make convolutions of a model deformable, in place. Outputs stay what they are until the offsets
-    have learnt something. The state dict keeps its names and gets `<name>.conv_offset.weight` and
-    `.bias`, so that checkpoints of the plain model load with strict=False. Both learn, even where
-    the convolution itself is frozen.
+    have learnt something (but see `mask_scale`). The state dict keeps its names and gets
+    `<name>.conv_offset.weight` and `.bias`, so that checkpoints of the plain model load with
+    strict=False. Both learn, even where the convolution itself is frozen.
 
     The modules remain the same objects: hooks, and lists that hold them without registering them,
     as detectron2's FPN has, see the deformable ones. An optimizer has to be built afterwards.
@@ -216,8 +218,10 @@ def deformable(
             dots too ("*.res5.*.conv2"). Of the modules that match, those are taken that convolve;
             "*" alone takes every Conv2d of torch.nn or detectron2.layers that does not itself
             predict offsets, and leaves the others
-        modulated: learn a mask in [0, 2] for every sample
+        modulated: learn a mask in [0, mask_scale] for every sample
         groups: channel groups with offsets of their own  # deformable_groups
+        mask_scale: factor of the mask, which starts as half of it. With 2 the outputs stay what
+            they are at first; with 1, as in the paper, a convolution starts as half of itself
     Returns:
         nn.Module: `module`
     Raises:
@@ -240,7 +244,7 @@ def deformable(
     for conv, name in chosen.items():
         _check(conv, name, groups)
     for conv in chosen:
-        _adopt(conv, modulated, groups)
+        _adopt(conv, modulated, groups, mask_scale)
     return module
 
 
@@ -285,8 +289,8 @@ def _span(conv: nn.Conv2d) -> tuple[int, int]:
     return tuple(d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size))
 
 
-def _adopt(conv: nn.Conv2d, modulated: bool, groups: int) -> None:
+def _adopt(conv: nn.Conv2d, modulated: bool, groups: int, mask_scale: float) -> None:
     norm, activation = getattr(conv, "norm", None), getattr(conv, "activation", None)
     conv.__class__ = DeformableConv2d
     conv.norm, conv.activation = norm, activation
-    conv._predict_offsets(modulated, groups)
+    conv._predict_offsets(modulated, groups, mask_scale=mask_scale)

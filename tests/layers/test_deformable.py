@@ -61,6 +61,14 @@ def test_matches_reference_once_the_offsets_have_learnt(name, modulated):
     assert not torch.allclose(out, CONVS[name]().double()(x))
 
 
+@pytest.mark.parametrize("mask_scale", [1.0, 0.5])
+def test_the_mask_may_start_below_one(mask_scale):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.Conv2d(8, 4, 3, bias=False))
+    x, factor = torch.randn(1, 3, 9, 9), mask_scale / 2
+    expected = factor**2 * model(x)
+    assert_close(deformable(model, modulated=True, mask_scale=mask_scale)(x), expected)
+
+
 @pytest.mark.parametrize("mask_scale", [1.0, 2.0])
 @pytest.mark.parametrize("legacy_border", [False, True])
 @pytest.mark.parametrize("dilated_offset", [False, True])
