@@ -16,6 +16,7 @@ import torch
 from detectron2.utils.collect_env import collect_env_info
 from tabulate import tabulate
 
+from dcn_projects import __version__
 from dcn_projects.layers import fallback, library
 from dcn_projects.layers.self_test import self_tests
 
@@ -31,7 +32,7 @@ def versions() -> list[tuple[str, str]]:
     else:
         compiler = f"none ({compiler} is not on PATH)"
     return [
-        ("dcn_projects", str(Path(__file__).parent)),
+        ("dcn_projects", f"{__version__} in {Path(__file__).parent}"),
         ("pycocotools", importlib.metadata.version("pycocotools")),
         ("C++ compiler", compiler),
         ("operators", built()),

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from dcn_projects import collect_env
+from dcn_projects import __version__, collect_env
 from dcn_projects.layers import library
 from dcn_projects.layers.self_test import SelfTest
 from tests.devices import DEVICES
@@ -17,6 +17,8 @@ def test_prints_versions_kernels_and_self_test(capsys):
     out = capsys.readouterr().out
     for name in ["Python", "PyTorch", "torchvision", "detectron2", "numpy", "pycocotools"]:
         assert re.search(rf"^{name} +\S", out, re.M), name
+    folder = Path(collect_env.__file__).parent
+    assert re.search(rf"^dcn_projects +{re.escape(f'{__version__} in {folder}')}$", out, re.M)
     assert torch.__version__ in out and str(library.PATH if library.COMPILED else "") in out
     for name in library.OPERATORS:
         assert re.search(rf"^{name} +(compiled|torchvision|PyTorch) ", out, re.M), name
