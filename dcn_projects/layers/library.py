@@ -1,8 +1,8 @@
 """
 The operators, torch.ops.dcn_projects.*: importing this module loads the compiled ones. Where they
 are not built, or with DCN_PROJECTS_FORCE_FALLBACK=1, it defines the same operators without kernels,
-and `fallback` adds those. A library that is there but does not load is an error: to be slow without
-a word would be worse.
+and `fallback` adds those. A library that is there but does not load is an error: it would be wrong
+to be slow without saying so.
 
 `SCHEMAS` holds all operators, by name; what depends on a list of them reads it from here.
 `COMPILED` says whether the compiled operators are used, `PATH` where they are, `WHY_NOT_COMPILED`
@@ -51,7 +51,7 @@ def _find() -> tuple[Path | None, str]:
 def _load(path: Path) -> None:
     """
     Raises:
-        ImportError: if the library is that of another PyTorch
+        ImportError: if the library is that of another PyTorch, or older than its source
     """
     try:
         torch.ops.load_library(path)
@@ -61,6 +61,11 @@ def _load(path: Path) -> None:
             f"If it was built with another version of torch, run again: {_BUILD} "
             "(or set DCN_PROJECTS_FORCE_FALLBACK=1 to do without it)"
         ) from error
+    lacking = [name for name in OPERATORS if not hasattr(torch.ops.dcn_projects, name)]
+    if lacking:
+        raise ImportError(
+            f"{path} is older than its source: it lacks {', '.join(lacking)}. Run again: {_BUILD}"
+        )
 
 
 def _define() -> torch.library.Library:

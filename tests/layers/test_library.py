@@ -35,6 +35,10 @@ for name in library.OPERATORS:
 """
 
 
+# The same without the operators that the test adds to the source.
+OLD_BUILD = CPU_BUILD.replace(".read()):", ".read().partition('newer')[0]):")
+
+
 @pytest.fixture
 def run(tmp_path):
     """A function: code, DCN_PROJECTS_FORCE_FALLBACK -> the finished process, beside a copy of
@@ -81,6 +85,17 @@ def test_library_that_does_not_load(run, tmp_path):
     assert "ImportError" in result.stderr and "another version of torch" in result.stderr
     assert "pip install --no-build-isolation -e ." in result.stderr
     assert "DCN_PROJECTS_FORCE_FALLBACK=1" in result.stderr
+
+
+def test_library_that_is_older_than_its_source(run, tmp_path):
+    (tmp_path / "package/_C.abi3.so").touch()
+    (tmp_path / "package/layers/csrc/ops.cpp").open("a").write(
+        '  m.def("newer(Tensor x) -> Tensor");\n  m.def("_newer_backward(Tensor x) -> Tensor");\n'
+    )
+    result = run(OLD_BUILD)
+    message = f"{tmp_path}/package/_C.abi3.so is older than its source: it lacks newer, _newer_back"
+    assert f"ImportError: {message}" in result.stderr
+    assert "Run again: pip install --no-build-isolation -e ." in result.stderr
 
 
 def test_cuda_tensor_with_a_build_for_the_cpu(run, tmp_path):
