@@ -15,16 +15,13 @@ SOURCE = (ROOT / "dcn_projects/layers/transforms.py").read_text()
 NAMES = re.findall(r'^ +"(torch\.[\w.]*\b_\w+[\w.]*)",$', SOURCE, re.M)
 
 PROGRAM = """
-import pkgutil, sys, types, warnings
+import pkgutil, sys, warnings
 resolve_name = pkgutil.resolve_name
 def without(name):
     if name == sys.argv[1]:
         raise AttributeError(name)
     return resolve_name(name)
 pkgutil.resolve_name = without
-parent = types.ModuleType("dcn_projects")  # only the operators are of interest
-parent.__path__ = ["dcn_projects"]
-sys.modules["dcn_projects"] = parent
 
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
