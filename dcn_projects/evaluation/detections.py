@@ -17,8 +17,9 @@ def copy_detections(cfg, target: Path) -> None:
 
     Args:
         target: file in the format of COCO's results: a list of image_id, category_id, score, bbox
-            (x, y, width, height) and, of masks, segmentation (run lengths). Of several data sets
-            each has a file, with its name before the suffix: FILE-coco_2017_val.json
+            (x, y, width, height) and, of masks, segmentation (run lengths). If there are several
+            data sets, each has its own file, with its name before the suffix:
+            FILE-coco_2017_val.json
     Raises:
         OSError: if a file cannot be read or written
     """

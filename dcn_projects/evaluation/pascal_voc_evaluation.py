@@ -24,10 +24,10 @@ class PascalVOCThresholdEvaluator(PascalVOCDetectionEvaluator):
 
     The rules are the original's: detections are rounded to 3 decimals of the score and 1 of the
     box; boxes include their last pixel, so that widths are x1 - x0 + 1; a detection belongs to the
-    object that it overlaps most, and finds it if the IoU is above (not at) the threshold; of
-    several that find the same object all but the surest are wrong; one that finds a difficult
-    object is neither right nor wrong, and such objects need not be found. Detections of equal
-    score come in the order of NumPy's default sort, as in detectron2.
+    object that it overlaps most, and finds it if the IoU is above (not at) the threshold; if
+    several find the same object, only the one with the highest score is right; one that finds a
+    difficult object is neither right nor wrong, and such objects need not be found. Detections of
+    equal score come in the order of NumPy's default sort, as in detectron2.
 
     A class without objects, other than difficult ones, has AP NaN and does not count in the means.
     """

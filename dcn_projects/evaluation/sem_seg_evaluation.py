@@ -17,8 +17,8 @@ class SemSegIoUEvaluator(DatasetEvaluator):
     """
     Intersection over union of each class, over the pixels of all images, and its mean (mIoU).
     Pixels with the ignored label do not count. A class that is neither annotated nor predicted has
-    IoU NaN, and no part in the mean, as in Cityscapes' own evaluation; the MXNet code of DeepLab
-    counts it as 0.
+    the IoU NaN and does not count in the mean, as in Cityscapes' own evaluation; the
+    MXNet code of DeepLab counts it as 0.
 
     There are two protocols: at the size of the annotations and, where the model tells its "labels",
     at the size of the scaled image, to which the annotations are scaled by repeating pixels. In the

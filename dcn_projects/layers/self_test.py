@@ -20,8 +20,8 @@ TestFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 class SelfTest:
     """
     Two functions of x (2, 8, 16, 16), move (2,), which is (y, x) in cells from 0 to 1, and weight
-    (5, 8, 3, 3), that give the same: one calls the operator, the other plain PyTorch. What the
-    operator has no use for is left aside.
+    (5, 8, 3, 3), that give the same: one calls the operator, the other plain PyTorch. An argument
+    that the operator does not need is ignored by both.
     """
 
     operator: TestFunction

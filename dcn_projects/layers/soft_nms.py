@@ -21,16 +21,19 @@ def soft_nms(
     max_per_class: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """
-    Soft-NMS (arXiv 1704.04503, Sec. 3): boxes that overlap a better one lose score, not their life.
+    Soft-NMS (arXiv 1704.04503, Sec. 3): if boxes overlap a better one, their scores are lowered,
+    they are not removed.
 
-    Again and again the box with the highest score, of several the first, is taken with the score
-    that it has by then. The score of every box that is left, whose IoU with it is o, becomes
+    In each step the box with the highest score (the first one, if there are several) is taken with
+    the score that it has by then. The score of every box that is left, whose IoU with it is o,
+    becomes
 
         "linear"    s * (1 - o) where o >= iou_threshold
         "gaussian"  s * exp(-o^2 / sigma)
         "hard"      0 where o > iou_threshold, which is plain NMS
 
-    A box takes part while its score is above `score_threshold`; NaN is not.
+    A box takes part while its score is above `score_threshold`. A box whose score is NaN takes no
+    part.
 
     Args:
         boxes: (N, 4), x0, y0, x1, y1, far corners exclusive (thus x1 = x2 + 1 for boxes with
@@ -41,7 +44,7 @@ def soft_nms(
         sigma: width of the Gaussian
         iou_threshold: Nt of the paper, for the other two
         score_threshold: not negative. The published networks take 0.001
-        max_per_class: take no more boxes than these; None for all
+        max_per_class: the largest number of boxes that are taken; None for all
     Returns:
         tuple[Tensor, Tensor]: indices (M,) of the boxes taken, int64, in the order of their new
             scores, which are never ascending; and these scores (M,). They are float64 if boxes or
@@ -73,7 +76,7 @@ def batched_soft_nms(
     Args:
         boxes, scores, method, sigma, iou_threshold, score_threshold: as for `soft_nms`
         idxs: (N,), the class of each box, any integers
-        max_per_class: take no more boxes of a class than these; None for all
+        max_per_class: the largest number of boxes of a class that are taken; None for all
     Returns:
         tuple[Tensor, Tensor]: indices (M,) of the boxes taken in all classes, int64, and their new
             scores (M,), in descending order; of equal scores the first box comes first
@@ -101,16 +104,16 @@ def multiclass_soft_nms(
     max_per_class: int | None = None,
 ) -> Tensor:
     """
-    `soft_nms` of all classes of a box head at once. The result has a fixed size: no wait for a GPU,
-    and `torch.compile` makes one graph of it. To select from it is the business of the caller, with
-    `topk` or a mask.
+    `soft_nms` of all classes of a box head at once. The result has a fixed size, so that the host
+    does not wait for a GPU, and `torch.compile` makes one graph of it. The caller selects from it,
+    with `topk` or a mask.
 
     Args:
         boxes: (R, 4), or (R, K * 4) where each class has boxes of its own: the layouts of
             detectron2's box predictors
         scores: (R, K), without the background
         method, sigma, iou_threshold, score_threshold: as for `soft_nms`
-        max_per_class: take no more boxes of a class than these; None for all
+        max_per_class: the largest number of boxes of a class that are taken; None for all
     Returns:
         Tensor: (R, K), the new scores, 0 for boxes that were not taken; dtype as for `soft_nms`
     Raises:

@@ -14,8 +14,8 @@ _library = torch.library.Library("dcn_projects", "FRAGMENT")
 def _find_private_names() -> tuple[list | None, str]:
     """
     Returns:
-        (what `_register_node` needs of PyTorch's private names, ""), or (None, which one there is
-        not in this version)
+        (what `_register_node` needs of PyTorch's private names, ""), or (None, the one that this
+        version does not have)
     """
     found = []
     for name in (
@@ -36,7 +36,7 @@ _PRIVATE_NAMES, _MISSING = _find_private_names()
 if _MISSING:
     warnings.warn(
         f"torch {torch.__version__} has no {_MISSING}, which dcn_projects needs for torch.func: "
-        "the operators have gradients as ever, but torch.func refuses them.",
+        "the operators have gradients as usual, but torch.func refuses them.",
         stacklevel=2,
     )
 
@@ -46,9 +46,9 @@ def register_autograd(
 ) -> None:
     """
     `torch.library.register_autograd`, which torch.func.grad, vjp and jacrev refuse and which drops
-    forward-mode tangents in silence. Here the former work and the latter raise an error. That takes
-    private names of PyTorch: where one is missing, it is `torch.library.register_autograd` itself,
-    and `refuse_tangents` raises the error.
+    forward-mode tangents without an error. Here the former work and the latter raise an error.
+    That takes private names of PyTorch: where one is missing, it is
+    `torch.library.register_autograd` itself, and `refuse_tangents` raises the error.
 
     Args:
         name: of the operator
