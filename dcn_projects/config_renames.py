@@ -7,6 +7,8 @@ the same for its own old keys in `detectron2.config.compat`.
 
 from yacs.config import CfgNode as CN  # detectron2, whose configs are such, takes long to import
 
+from .config_keys import value_of
+
 __all__ = [
     "current_value",
     "register_renames",
@@ -173,7 +175,9 @@ def _is_now(old: str, new: str) -> str:
 
 def _parent(raw: dict, key: str) -> tuple[dict, str]:
     """The node that holds a key, or an empty one if there is none, and the key's last part."""
-    *parents, name = key.split(".")
-    for parent in parents:
-        raw = raw.get(parent) if isinstance(raw, dict) else None
-    return raw if isinstance(raw, dict) else {}, name
+    group, _, name = key.rpartition(".")
+    try:
+        node = value_of(raw, group)
+    except KeyError:
+        node = None
+    return node if isinstance(node, dict) else {}, name

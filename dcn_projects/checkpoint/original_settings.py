@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from detectron2.config import CfgNode
 
+from dcn_projects.config_keys import value_of
 from dcn_projects.config_renames import current_value
 
 __all__ = [
@@ -108,11 +109,4 @@ def heads_settings(cfg: CfgNode, pooler: str, legacy_anchors: bool) -> dict[str,
 
 def differences(cfg: CfgNode, settings: Mapping[str, object]) -> dict[str, object]:
     """Those of the settings, by full key, that are others in `cfg`."""
-    differing = {}
-    for key, value in settings.items():
-        node = cfg
-        for part in key.split("."):
-            node = node[part]
-        if current_value(key, node) != value:
-            differing[key] = value
-    return differing
+    return {k: v for k, v in settings.items() if current_value(k, value_of(cfg, k)) != v}

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from yacs.config import CfgNode  # that of detectron2 is one, and detectron2 takes long to import
 
+from dcn_projects.config_keys import leaves, value_of
 from dcn_projects.config_renames import rename_option
 
 __all__ = ["TENSORPACK_KEYS", "is_key", "is_option", "merge_options", "option_pairs"]
@@ -120,29 +121,21 @@ def is_option(word: str) -> bool:
 
 def _find(cfg: CfgNode, key: str):
     """The value that a key has."""
-    node = cfg
-    for part in key.split("."):
-        if not isinstance(node, CfgNode) or part not in node:
-            raise ValueError(_unknown(cfg, key))
-        node = node[part]
-    if isinstance(node, CfgNode):
-        raise ValueError(f"{key} is a group of keys: {', '.join(node)}")
-    return node
+    try:
+        value = value_of(cfg, key)
+    except KeyError:
+        raise ValueError(_unknown(cfg, key)) from None
+    if isinstance(value, CfgNode):
+        raise ValueError(f"{key} is a group of keys: {', '.join(value)}")
+    return value
 
 
 def _unknown(cfg: CfgNode, key: str) -> str:
     if key in TENSORPACK_KEYS:
         return f"{key} is a key of tensorpack. Here it is {TENSORPACK_KEYS[key]}"
-    close = difflib.get_close_matches(key.upper(), _keys(cfg), n=1, cutoff=_NEAR)
+    keys = [name for name, _ in leaves(cfg)]
+    close = difflib.get_close_matches(key.upper(), keys, n=1, cutoff=_NEAR)
     return f"there is no key {key}" + "".join(f"; the nearest is {name}" for name in close)
-
-
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def _literal(text: str):
