@@ -5,6 +5,8 @@ that a training of version 0.1 wrote, and `merge_options` those of a command lin
 the same for its own old keys in `detectron2.config.compat`.
 """
 
+from collections.abc import Mapping
+
 from yacs.config import CfgNode as CN  # detectron2, whose configs are such, takes long to import
 
 from .config_keys import value_of
@@ -98,7 +100,7 @@ def upgrade_rfcn(raw: dict) -> list[str]:
     for name in old or ():
         if name not in RFCN_KEYS:
             raise ValueError(f"there is no key MODEL.RFCN.{name}")
-    if model.get("META_ARCHITECTURE") != "RFCN":
+    if _model_name(model) != "RFCN":
         return []
     head = model.setdefault("ROI_BOX_HEAD", {})
     defaults = {new: _rfcn_value(name, value) for name, (new, value) in RFCN_KEYS.items()}
@@ -140,7 +142,7 @@ def rename_option(cfg: CN, key: str, text: str) -> tuple[str, str, list[str]]:
     if group != "MODEL.RFCN" or name not in RFCN_KEYS:
         return key, text, []
     new = f"MODEL.ROI_BOX_HEAD.{RFCN_KEYS[name][0]}"
-    if cfg.MODEL.META_ARCHITECTURE != "RFCN":
+    if _model_name(cfg.MODEL) != "RFCN":
         raise ValueError(f"{key} is a key of R-FCN, and MODEL.META_ARCHITECTURE is another model")
     value = _rfcn_value(name, {"True": True, "False": False}.get(text, text))
     return new, value, [_is_now(f"{key} {text}", f"{new} {value}")]
@@ -160,13 +162,20 @@ def rename_values(cfg: CN) -> list[str]:
         if node[name] != old:
             lines.append(_is_now(f"{key} {old}", node[name]))
     model = cfg.MODEL
-    if model.META_ARCHITECTURE == _SWAPS and model.DEFORMABLE.META_ARCHITECTURE != _SWAPS:
-        name = model.META_ARCHITECTURE = model.DEFORMABLE.META_ARCHITECTURE
+    name = _model_name(model)
+    if name != model.META_ARCHITECTURE:
+        model.META_ARCHITECTURE = name
         lines.append(
             f"MODEL.META_ARCHITECTURE {_SWAPS} is {name} now, the model itself: "
             "MODEL.DEFORMABLE.SELECT alone makes its convolutions deformable"
         )
     return lines
+
+
+def _model_name(model: Mapping) -> str | None:
+    """The name of the model itself that the keys below MODEL describe, if they have it."""
+    name = model.get("META_ARCHITECTURE")
+    return model.get("DEFORMABLE", {}).get("META_ARCHITECTURE") if name == _SWAPS else name
 
 
 def _is_now(old: str, new: str) -> str:

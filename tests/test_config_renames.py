@@ -90,6 +90,19 @@ def test_rfcn(read):
     assert cfg.MODEL.ROI_BOX_HEAD.REDUCED_DIM == 8
 
 
+def test_rfcn_whose_convolutions_were_swapped(read):
+    """Its keys are not lost, although META_ARCHITECTURE was not RFCN in version 0.1."""
+    plain_rfcn, _ = read(RFCN)
+    swapped = "META_ARCHITECTURE: build_deformable_model, DEFORMABLE: {META_ARCHITECTURE: RFCN}"
+    text = RFCN.replace("META_ARCHITECTURE: RFCN", swapped)
+    cfg, _ = read(text)
+    assert cfg.MODEL.META_ARCHITECTURE == "RFCN"
+    assert cfg.MODEL.ROI_BOX_HEAD == plain_rfcn.MODEL.ROI_BOX_HEAD
+    cfg, _ = read(text, "MODEL.RFCN.GAMMA=0.2", "MODEL.RFCN.DEFORM_POOL=False")
+    assert cfg.MODEL.ROI_BOX_HEAD.POOLER_GAMMA == 0.2
+    assert cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "PSROIPool"
+
+
 def test_old_keys_on_a_base_of_today(read):
     """Nothing but what they say is changed, also where the base has the key under its new name."""
     base = (CONFIGS / "R-FCN/rfcn_R_14_C5_digits.yaml").resolve()
