@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import logging
 import re
 from collections.abc import Iterable, Iterator
 
@@ -77,18 +76,20 @@ def option_pairs(words: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def merge_options(cfg: CfgNode, opts: Iterable[str]) -> None:
+def merge_options(cfg: CfgNode, opts: Iterable[str]) -> list[str]:
     """
     Args:
         cfg: changed in place
-        opts: see `option_pairs`. Keys of version 0.1 are translated, and the log says so
+        opts: see `option_pairs`. Keys of version 0.1 are translated
+    Returns:
+        list: what was renamed
     Raises:
         ValueError: for a key that does not exist, has no value or one of the wrong type
     """
+    renamed = []
     for key, text in option_pairs(opts):
-        key, text, lines = rename_option(cfg, key, text)
-        for line in lines:
-            logging.getLogger(__name__).warning(f"{line}.")
+        key, text, names = rename_option(cfg, key, text)
+        renamed += names
         old = _find(cfg, key)
         value = text
         if isinstance(old, float) and type(_literal(text)) is int:
@@ -98,6 +99,7 @@ def merge_options(cfg: CfgNode, opts: Iterable[str]) -> None:
         except (ValueError, AssertionError) as e:
             wanted = type(old).__name__
             raise ValueError(f"{key}={text}: a {wanted} is wanted, such as {old!r}") from e
+    return renamed
 
 
 def is_key(word: str) -> bool:
