@@ -8,7 +8,13 @@ import difflib
 import os
 from pathlib import Path
 
-__all__ = ["config_folder", "config_names", "resolve_config_file", "unknown_config"]
+__all__ = [
+    "config_folder",
+    "config_names",
+    "named_config_file",
+    "resolve_config_file",
+    "unknown_config",
+]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -24,6 +30,16 @@ def config_names() -> list[str]:
     folder = config_folder()
     paths = [p.relative_to(folder) for p in folder.rglob("*.yaml")]
     return sorted(p.as_posix() for p in paths if not p.name.startswith("Base-"))
+
+
+def named_config_file(name: str) -> Path | None:
+    """
+    The file of a config by its name, or of a Base-* file. None if there is none of this name: a
+    path that leads out of the folder of the configs is not a name.
+    """
+    folder = os.path.abspath(config_folder())
+    path = Path(os.path.abspath(os.path.join(folder, name)))
+    return path if path.is_relative_to(folder) and path.is_file() else None
 
 
 def unknown_config(name: str) -> str:
@@ -48,7 +64,7 @@ def resolve_config_file(path: str | os.PathLike) -> str:
     path = os.fspath(path)
     if "://" in path or os.path.exists(path):
         return path
-    named = config_folder() / path
-    if not named.is_file():
+    named = named_config_file(path)
+    if named is None:
         raise FileNotFoundError(f"There is no file {path}, and {unknown_config(path)}")
     return str(named)
