@@ -18,8 +18,6 @@ UNSET = {
     "DATALOADER.EXACT_RESUME": "belongs to a run, not to a model",
     "MODEL.DEFORMABLE.META_ARCHITECTURE": "for programs that call detectron2's own build_model",
     "MODEL.DEFORMABLE.STATISTICS_PERIOD": "belongs to a run, not to a model",
-    "MODEL.MIMIC.DETACH_TEACHER": "the paper leaves open which branch learns from the cosine",
-    "MODEL.MIMIC.REDUCTION": "the paper leaves open what happens to several images of a GPU",
     "MODEL.ROI_MASK_HEAD.POOLER_SHARE_LEVELS": "the mask head has all keys of the box head",
 }
 
