@@ -55,7 +55,7 @@ def unknown_config(name: str) -> str:
 def resolve_config_file(path: str | os.PathLike) -> str:
     """
     Args:
-        path: of a file of one's own, or the name of a config of this project. A file counts first
+        path: of any file, or the name of a config of this project. If both exist, it is the file
     Returns:
         str: the path of the file. What has a scheme (`https://`) stays as it is
     Raises:

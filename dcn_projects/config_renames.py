@@ -48,8 +48,8 @@ _SWAPS = "build_deformable_model"
 
 def register_renames(cfg: CN) -> None:
     """
-    Let detectron2's own `cfg.merge_from_file` and `merge_from_list`, which know nothing of this
-    table, name the new keys in their error about old ones.
+    Let detectron2's own `cfg.merge_from_file` and `merge_from_list`, which do not use this table,
+    name the new keys in their error about old ones.
     """
     names = {
         f"MODEL.RFCN.{old}": f"MODEL.ROI_BOX_HEAD.{new}" for old, (new, _) in RFCN_KEYS.items()

@@ -33,7 +33,7 @@ def check_pixels(cfg: CfgNode, mean, std) -> None:
     expected = f"RGB {mean} or BGR {mean[::-1]}"
     if cfg.INPUT.FORMAT == "BGR":
         mean, std = mean[::-1], std[::-1]
-    # A mean as close as that of Caffe's networks is as good. One in the other order is not.
+    # A mean that differs by at most 1, as that of Caffe's networks, is accepted too.
     if cfg.INPUT.FORMAT not in ("RGB", "BGR") or not np.allclose(keys.PIXEL_MEAN, mean, atol=1):
         raise ValueError(
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT} and MODEL.PIXEL_MEAN {list(keys.PIXEL_MEAN)}, but "

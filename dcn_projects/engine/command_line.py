@@ -181,5 +181,5 @@ def _find(config_file: str) -> str:
     """The path of a config, also by its name below configs/. One that is nowhere stays as it is."""
     try:
         return resolve_config_file(config_file)
-    except FileNotFoundError:  # read_config tells it
+    except FileNotFoundError:  # read_config reports the missing file
         return config_file

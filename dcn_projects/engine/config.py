@@ -40,7 +40,7 @@ def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:
             else:  # detectron2 does more, for its own old keys
                 cfg.merge_from_file(config_file)
         except RecursionError:
-            raise ValueError("by its _BASE_ it is, in the end, its own base") from None
+            raise ValueError("it is its own base: following _BASE_ leads back to it") from None
         except (AttributeError, TypeError) as e:  # detectron2 looks for keys in something else
             raise ValueError(
                 "the file, its _BASE_, or a section that it sets, holds no 'KEY: value' pairs"

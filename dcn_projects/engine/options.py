@@ -97,8 +97,8 @@ def merge_options(cfg: CfgNode, opts: Iterable[str]) -> list[str]:
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError) as e:
-            wanted = type(old).__name__
-            raise ValueError(f"{key}={text}: a {wanted} is wanted, such as {old!r}") from e
+            expected = type(old).__name__
+            raise ValueError(f"{key}={text}: expected a {expected}, such as {old!r}") from e
     return renamed
 
 

@@ -1,4 +1,4 @@
-"""The kinds of models, and what is told of each before a training."""
+"""The kinds of models, and what is checked for each before a training."""
 
 import pytest
 import torch
