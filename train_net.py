@@ -18,8 +18,6 @@ if __name__ == "__main__":
     args = parse_arguments()
 
     # PyTorch and detectron2, which take seconds to import, are not needed to print --help.
-    from dcn_projects.engine import launch, main, setup
+    from dcn_projects.engine import run_program
 
-    if not args.predict:
-        setup(args)  # a mistake is reported once, and not by each of the processes to come
-    launch(main, args)
+    run_program(args)

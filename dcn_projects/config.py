@@ -1,30 +1,50 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode as CN
 from detectron2.projects.deeplab import add_deeplab_config as add_detectron2_deeplab_config
 
 from .config_renames import register_renames
 
-__all__ = ["add_dcn_config", "reads", "register_config"]
+__all__ = ["add_dcn_config", "checks_of", "keys_read_by", "reads", "register_config"]
 
 _REGISTERED = []  # functions of users' own packages that add keys
 
 
-def reads(*keys: str) -> Callable:
+def reads(*keys: str, checks: Sequence[Callable[[CN], object]] = ()) -> Callable:
     """
     Declare, on a registered class or builder function, which keys of this project it reads. What a
     base class declares holds for the classes derived from it. A config that sets a key which none
-    of its components declares is refused before training: the key would be ignored in silence.
+    of its components declares is refused before training: the key would be ignored silently.
 
     Args:
         keys: full names, such as "MODEL.ROI_HEADS.NMS_TYPE", or of groups, such as "MODEL.MIMIC"
+        checks: functions of a config that raise ValueError, naming the key, for a value that cannot
+            be used. They are called before anything is built
     """
 
     def declare(component):
-        component.config_keys = frozenset(keys) | getattr(component, "config_keys", frozenset())
+        component.config_keys, component.config_checks = frozenset(keys), tuple(checks)
         return component
 
     return declare
+
+
+def keys_read_by(component) -> frozenset[str]:
+    """The keys, and groups of keys, that a class or function declares with `reads`."""
+    return frozenset().union(*_declarations(component, "config_keys"))
+
+
+def checks_of(component) -> list[Callable[[CN], object]]:
+    """The checks that a class or function declares with `reads`, each once."""
+    return list(
+        dict.fromkeys(f for some in _declarations(component, "config_checks") for f in some)
+    )
+
+
+def _declarations(component, name: str) -> list:
+    """Of a class and of all its bases: Python itself would find that of one base only."""
+    bases = getattr(component, "__mro__", (component,))
+    return [vars(base).get(name, ()) for base in bases]
 
 
 def register_config(add_keys: Callable[[CN], None]) -> Callable[[CN], None]:

@@ -48,8 +48,8 @@ def test_train_evaluate_resume(datasets, tmp_path):
 
 # Runs train_net.py and writes what the processes have at the end.
 TWO_PROCESSES = """
-import functools, json
-from dcn_projects.engine import Trainer, launch, main, parse_arguments
+import json
+from dcn_projects.engine import Trainer, parse_arguments, run_program
 from detectron2.utils import comm
 
 class ReportingTrainer(Trainer):
@@ -63,7 +63,7 @@ class ReportingTrainer(Trainer):
             with open(self.cfg.OUTPUT_DIR + "/processes.json", "w") as f:
                 json.dump({"sums": sums, "statistics": statistics, "ranks": ranks}, f)
 
-launch(functools.partial(main, trainer=ReportingTrainer), parse_arguments())
+run_program(parse_arguments(), trainer=ReportingTrainer)
 """
 
 

@@ -5,25 +5,18 @@ from collections.abc import Iterable, Iterator
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_KEYPOINT_HEAD_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    RPN_HEAD_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
-)
+from detectron2.projects.deeplab import add_deeplab_config
+from torch import nn
 
-from dcn_projects.config import add_dcn_config
+from dcn_projects.config import add_dcn_config, checks_of, keys_read_by
+from dcn_projects.errors import one_line
 from dcn_projects.modeling import meta_architecture
+from dcn_projects.modeling.test_time_augmentation import augmentation_options
 
-from .tasks import TASKS, task_of, value_of
+from .tasks import REGISTRIES, TASKS, task_of, value_of
 
 __all__ = [
+    "check_augmentation",
     "check_classes",
     "check_evaluators",
     "check_keys",
@@ -31,53 +24,61 @@ __all__ = [
     "check_training",
 ]
 
-REGISTRIES = {
-    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
-    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
-    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
-    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
-    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
-    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
-    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
-    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
-}
 # Keys of this project, and groups of them, that are read whatever the model is.
 READ_BY_ENGINE = ("SOLVER", "DATALOADER", "MODEL.DEFORMABLE")
 AUGMENTATION = "TEST.AUG"
-# Keys of detectron2 with values of this project, which readers of POOLER_GAMMA beside them know.
+# Keys of detectron2 with values of this project, which only components that declare them know.
 POOLERS = ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "MODEL.ROI_MASK_HEAD.POOLER_TYPE")
 POOLERS_OF_DETECTRON2 = ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated", "")
 
 
 def check_keys(cfg: CfgNode) -> None:
     """
-    Components declare with `dcn_projects.config.reads` which keys of this project they read. Keys
-    that differ from their defaults must be among them: another model than the one that was meant
-    would be trained without a word. This holds for classes of the user's own too.
+    Components declare with `dcn_projects.config.reads` which keys of this project they read, and
+    how their values are checked. Keys that differ from their defaults must be among them, and so
+    must those of classes of the user's own: otherwise a key would be ignored silently, and a model
+    trained that was not meant. Options of a part that is switched off are allowed.
 
     Raises:
-        ValueError: naming a key that no component of the model reads, and components that do; or
-            if the model has no test-time augmentation, and the config asks for it
+        ValueError: naming keys that no component of the model reads, and components that do; for a
+            value that a component cannot use; or if the config asks for test-time augmentation, and
+            there is none for such a model
         KeyError: if a component is not registered
     """
     task = task_of(cfg)
-    if cfg.TEST.AUG.ENABLED and task.augmentation is None:
+    declared = set(READ_BY_ENGINE)
+    if task.augmentation is not None:
+        declared.add(AUGMENTATION)
+    elif cfg.TEST.AUG.ENABLED:
         raise ValueError(
             f"TEST.AUG.ENABLED: there is no test-time augmentation for models such as "
             f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}. Make it False"
         )
-    declared = set(READ_BY_ENGINE)
-    if task.augmentation is not None:
-        declared.add(AUGMENTATION)
-    for component in _components(cfg):
-        declared |= getattr(component, "config_keys", frozenset())
-    unread = {
-        k: v for k, v in _changed_keys(cfg).items() if not _is_below(_declared_as(k), declared)
-    }
+    components = list(_components(cfg))
+    for component in components:
+        declared |= keys_read_by(component)
+    unread = {k: v for k, v in _changed_keys(cfg).items() if not _is_below(k, declared)}
     if unread:
         _refuse(cfg, unread)
+    for component in components:
+        for check in checks_of(component):
+            check(cfg)
+    if cfg.TEST.AUG.ENABLED:
+        augmentation_options(cfg)
+
+
+def check_augmentation(cfg: CfgNode, model: nn.Module) -> None:
+    """
+    Make the test-time augmentation of a model, which shows whether it can be made.
+
+    Raises:
+        ValueError: if it cannot
+    """
+    if cfg.TEST.AUG.ENABLED:
+        try:
+            task_of(cfg).augmentation(cfg, model)
+        except (AssertionError, TypeError) as e:  # detectron2 asserts
+            raise ValueError(f"TEST.AUG: {one_line(e)}") from e
 
 
 def _components(cfg: CfgNode) -> Iterator[object]:
@@ -93,6 +94,7 @@ def _components(cfg: CfgNode) -> Iterator[object]:
 def _changed_keys(cfg: CfgNode) -> dict[str, object]:
     """Keys of this project that differ from their defaults, with their values."""
     detectron2, ours = get_cfg(), get_cfg()
+    add_deeplab_config(detectron2)
     add_dcn_config(ours)
     known, given = dict(_leaves(detectron2)), dict(_leaves(cfg))
     changed = {
@@ -102,11 +104,6 @@ def _changed_keys(cfg: CfgNode) -> dict[str, object]:
     }
     poolers = POOLERS if cfg.MODEL.MASK_ON else POOLERS[:1]
     return changed | {k: given[k] for k in poolers if given[k] not in POOLERS_OF_DETECTRON2}
-
-
-def _declared_as(key: str) -> str:
-    """The key that a component declares if it reads this one."""
-    return key.replace("POOLER_TYPE", "POOLER_GAMMA")
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
@@ -122,29 +119,36 @@ def _is_below(key: str, groups: Iterable[str]) -> bool:
 
 
 def _refuse(cfg: CfgNode, unread: dict[str, object]) -> None:
-    readers = {}
-    for named_by, registry in REGISTRIES.items():
-        for name, component in registry:
-            keys = getattr(component, "config_keys", ())
-            if all(_is_below(_declared_as(key), keys) for key in unread):
-                readers.setdefault(named_by, []).append(name)
-    hint = " and ".join(f"{key} {' or '.join(sorted(names))}" for key, names in readers.items())
     settings = ", ".join(f"{key} {value}" for key, value in unread.items())
     chosen = ", ".join(
         f"{key} {value_of(cfg, key)}"
         for key in ("MODEL.META_ARCHITECTURE", *task_of(cfg).components)
         if key.endswith(("ARCHITECTURE", "HEADS.NAME"))
     )
+    # Of all these keys, else of the first that anything reads.
+    hint = next(filter(None, map(_readers, [list(unread), *([key] for key in unread)])), {})
+    advice = " and ".join(f"{key} {' or '.join(names)}" for key, names in hint.items())
     raise ValueError(
         f"no part of the model ({chosen}) reads {settings}"
-        + (f". Such keys are read with {hint}" if hint else ". Take them out")
+        + (f". Such keys are read with {advice}" if advice else ". Take them out")
     )
+
+
+def _readers(keys: Iterable[str]) -> dict[str, list[str]]:
+    """Key of a component -> names of those that read all of the keys."""
+    readers = {}
+    for named_by, registry in REGISTRIES.items():
+        for name, component in registry:
+            if all(_is_below(key, keys_read_by(component)) for key in keys):
+                readers.setdefault(named_by, []).append(name)
+    return {named_by: sorted(names) for named_by, names in readers.items()}
 
 
 def check_training(cfg: CfgNode) -> None:
     """
     Raises:
-        ValueError: if detectron2's trainer cannot run so, which it would not say in so many words
+        ValueError: for values with which detectron2's trainer would fail later, with an error that
+            does not name them
     """
     positive = {
         "MAX_ITER": cfg.SOLVER.MAX_ITER,
@@ -193,7 +197,7 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
             number of classes than the model
     """
     task = task_of(cfg)
-    expected = value_of(cfg, task.num_classes)
+    expected = value_of(cfg, task.num_classes) if task.num_classes else None
     of_others = {
         kind for other in TASKS if other.output != task.output for kind in other.evaluators
     }
@@ -205,7 +209,7 @@ def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
                 f"data set {name} does not have"
             )
         classes = metadata.get(task.class_names)
-        if classes is not None and len(classes) != expected:
+        if None not in (classes, expected) and len(classes) != expected:
             raise ValueError(
                 f"{task.num_classes} is {expected}, but data set {name} has {len(classes)} classes"
             )

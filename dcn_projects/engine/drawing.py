@@ -27,7 +27,7 @@ from dcn_projects.vis import (
 
 from .picture_paths import Drawing, PictureNames, is_video, plan_drawings
 from .predictor import load_predictor, trained_config
-from .tasks import task_of
+from .tasks import task_of, value_of
 
 __all__ = ["DETECTRON2_STYLE", "TENSORPACK_STYLE", "PictureStyle", "draw_predictions"]
 
@@ -117,8 +117,9 @@ def _build(config_file: str, cfg: CfgNode, confidence: float) -> _Model:
     with one_line_errors(config_file):
         predictor = load_predictor(cfg)
     name = f"{Path(config_file).stem}, {Path(cfg.MODEL.WEIGHTS).name}"
-    if task_of(cfg).output == "sem_seg":
-        return _Model(name, PixelClassDrawer(predictor))
+    task = task_of(cfg)
+    if task.output == "sem_seg":
+        return _Model(name, PixelClassDrawer(predictor, value_of(cfg, task.num_classes)))
     return _Model(name, InstanceDrawer(predictor, confidence))
 
 

@@ -12,50 +12,57 @@ def in_own_order(
 ) -> dict:
     """
     The state of an optimizer for a model whose modules come in another order than when it was
-    saved: PyTorch tells parameters apart by their number alone, and would give the momentum of one
-    to another without a word.
+    saved. PyTorch tells parameters apart by their number alone, and would silently give the
+    momentum of one parameter to another.
 
     Args:
         saved: `state_dict()` of the optimizer
-        order: names of parameters and buffers of the model that was saved, also old ones
-        optimizer, model: to which it shall be loaded
+        order: names of the parameters of the model that was saved, also old ones, and perhaps of
+            its buffers
+        optimizer, model: to which the state shall be loaded
     Returns:
         dict: what `optimizer.load_state_dict` takes; `saved` itself if the order is the same
     Raises:
-        ValueError: if the groups of parameters, which share rate and decay, are not the same
+        ValueError: if the order differs, and the parameters that share learning rate and decay are
+            not the same either
     """
     position = {name: i for i, name in enumerate(order)}
-    names = {p: name for name, p in model.named_parameters()}
-
-    def place(p: torch.nn.Parameter) -> int:
-        name = names[p]
-        return position[name] if name in position else position[old_name(name)]
-
-    groups, state = [], {}
-    numbers = iter(range(sum(len(group["params"]) for group in optimizer.param_groups)))
+    places = {
+        p: position.get(name, position.get(old_name(name), -1))
+        for name, p in model.named_parameters()
+    }
+    if list(places.values()) == sorted(places.values()):
+        return saved
+    groups, state, count = [], {}, 0
     waiting = list(saved["param_groups"])
-    try:
-        for own in optimizer.param_groups:
-            group = next(g for g in waiting if _same_kind(g, own))
-            waiting.remove(group)
-            old_number = dict(zip(sorted(own["params"], key=place), group["params"]))
-            groups.append({**group, "params": []})
-            for p, number in zip(own["params"], numbers):
-                groups[-1]["params"].append(number)
-                if old_number[p] in saved["state"]:
-                    state[number] = saved["state"][old_number[p]]
-    except (KeyError, StopIteration):
-        raise ValueError(
-            "the checkpoint is of a training with other groups of parameters. Give it as "
-            "MODEL.WEIGHTS, without --resume"
-        ) from None
+    for own in optimizer.param_groups:
+        kind = _kind(own, optimizer.param_groups)
+        group = next((g for g in waiting if _kind(g, saved["param_groups"]) == kind), None)
+        if group is None or any(places[p] < 0 for p in own["params"]):
+            raise ValueError(
+                "the checkpoint is of a training with other groups of parameters. Give it as "
+                "MODEL.WEIGHTS, without --resume"
+            )
+        waiting.remove(group)
+        # Within a group the parameters are in the order of the model.
+        old_number = dict(zip(sorted(own["params"], key=places.get), group["params"]))
+        numbers = range(count, count + len(own["params"]))
+        for p, number in zip(own["params"], numbers):
+            if old_number[p] in saved["state"]:
+                state[number] = saved["state"][old_number[p]]
+        groups.append({**group, "params": list(numbers)})
+        count += len(numbers)
     return {**saved, "param_groups": groups, "state": state}
 
 
-def _same_kind(saved: dict, own: dict) -> bool:
-    rates = saved.get("initial_lr", saved["lr"]), own.get("initial_lr", own["lr"])
-    return (
-        len(saved["params"]) == len(own["params"])
-        and rates[0] == rates[1]
-        and saved["weight_decay"] == own["weight_decay"]
-    )
+def _kind(group: dict, groups: Sequence[dict]) -> tuple:
+    """
+    What a group has in common with that of another run, whose BASE_LR and WEIGHT_DECAY may be
+    others: its size, and its rate and decay as parts of the largest.
+    """
+
+    def part(key: str) -> float:
+        largest = max(g.get(key, g["lr"]) for g in groups)
+        return round(group.get(key, group["lr"]) / largest, 6) if largest else 0.0
+
+    return len(group["params"]), part("initial_lr"), part("weight_decay")

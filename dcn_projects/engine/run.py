@@ -22,6 +22,7 @@ from dcn_projects.errors import one_line, one_line_errors
 from dcn_projects.evaluation import copy_detections
 
 from .check_config import (
+    check_augmentation,
     check_classes,
     check_evaluators,
     check_keys,
@@ -29,23 +30,36 @@ from .check_config import (
     check_training,
 )
 from .config import read_config
+from .launcher import launch
 from .options import option_pairs
 from .output_dir import last_checkpoint, weights_to_evaluate
 from .tasks import task_of
 from .trainer import Trainer
 
-__all__ = ["main", "predict", "setup"]
+__all__ = ["main", "predict", "run_program", "setup"]
+
+
+def run_program(args: Namespace, trainer: type[Trainer] = Trainer) -> None:
+    """
+    All that train_net.py does with a command line, in as many processes as it asks for.
+
+    Args:
+        args: of `parse_arguments`
+        trainer: class to train and evaluate with
+    """
+    if not args.predict:
+        setup(args)  # a mistake is reported once, and not by each of the processes to come
+    launch(functools.partial(main, trainer=trainer), args)
 
 
 def main(args: Namespace, trainer: type[Trainer] = Trainer):
     """
-    Train, evaluate or predict, as a command line asks. An error that its user can mend ends the
-    program with one line that says what is wrong.
+    Train, evaluate or predict in this process, as a command line asks. An error that its user can
+    mend ends the program with one line that says what is wrong.
 
     Args:
         args: of `parse_arguments`
-        trainer: class to train and evaluate with; in a program of your own
-            `launch(functools.partial(main, trainer=MyTrainer), args)`
+        trainer: class to train and evaluate with
     Returns:
         the results of an evaluation, task -> metric -> value; None without one
     """
@@ -104,12 +118,12 @@ def setup(args: Namespace) -> CfgNode:
         with one_line_errors(args.config_file):
             check_keys(cfg)
             check_exact_resume(cfg)
-            check_files(cfg, args)
+            check_run(cfg, args)
         return cfg
 
 
-def check_files(cfg: CfgNode, args: Namespace) -> None:
-    """Raises OSError or ValueError if data or weights cannot be used."""
+def check_run(cfg: CfgNode, args: Namespace) -> None:
+    """Raises OSError or ValueError if the data, weights or numbers of a run cannot be used."""
     names = cfg.DATASETS.TEST if args.eval_only else cfg.DATASETS.TRAIN + cfg.DATASETS.TEST
     key = "TEST" if args.eval_only else "TRAIN"
     if not cfg.DATASETS[key]:
@@ -138,6 +152,7 @@ def prepare(cfg: CfgNode, args: Namespace, trainer: type[Trainer]):
     """Build the model and load its weights. Returns what is to be run then, without arguments."""
     if args.eval_only:
         model = trainer.build_model(cfg)
+        check_augmentation(cfg, model)
         load_trained(model, cfg.MODEL.WEIGHTS)
         return functools.partial(trainer.test, cfg, model)
     training = trainer(cfg)

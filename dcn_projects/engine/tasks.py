@@ -9,7 +9,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from detectron2.config import CfgNode
-from detectron2.modeling import GeneralizedRCNN, RetinaNet, SemanticSegmentor
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    PROPOSAL_GENERATOR_REGISTRY,
+    ROI_BOX_HEAD_REGISTRY,
+    ROI_HEADS_REGISTRY,
+    ROI_KEYPOINT_HEAD_REGISTRY,
+    ROI_MASK_HEAD_REGISTRY,
+    RPN_HEAD_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
+    GeneralizedRCNN,
+    ProposalNetwork,
+    RetinaNet,
+    SemanticSegmentor,
+)
 from torch import nn
 
 from dcn_projects.data import CheckedDatasetMapper, SemSegMapper, read_labels
@@ -21,8 +36,30 @@ from dcn_projects.evaluation import (
 )
 from dcn_projects.modeling import MultiScaleTTA, SemSegTTA, meta_architecture
 
-__all__ = ["OBJECT_EVALUATORS", "TASKS", "Task", "register_task", "task_of"]
+__all__ = [
+    "OBJECT_EVALUATORS",
+    "PIXEL_EVALUATORS",
+    "REGISTRIES",
+    "TASKS",
+    "Task",
+    "register_task",
+    "task_of",
+    "value_of",
+]
 
+# Key that names a part of a model -> where the part is registered.
+REGISTRIES = {
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
+    "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
+    "MODEL.ANCHOR_GENERATOR.NAME": ANCHOR_GENERATOR_REGISTRY,
+    "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
+    "MODEL.ROI_BOX_HEAD.NAME": ROI_BOX_HEAD_REGISTRY,
+    "MODEL.ROI_MASK_HEAD.NAME": ROI_MASK_HEAD_REGISTRY,
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+}
 # Evaluator type in the Metadata of a data set -> its evaluator, called with the name of the data
 # set and `output_dir`.
 OBJECT_EVALUATORS = {"coco": COCOThresholdEvaluator, "pascal_voc": PascalVOCThresholdEvaluator}
@@ -32,7 +69,7 @@ PIXEL_EVALUATORS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Task:
     """
     A kind of model.
@@ -40,19 +77,23 @@ class Task:
     Attributes:
         architectures: classes (or builder functions) in META_ARCH_REGISTRY; classes derived from
             them belong to the same kind, unless another row names them
-        num_classes: key of the number of classes
+        num_classes: key of the number of classes; "" for models that tell no classes apart
         output: what the model returns of each image, "instances" or "sem_seg"; the data sets have
             objects for the former, and the class of every pixel for the latter
-        components: keys that name the parts of the model in detectron2's registries, each with the
-            switch that must be on for it, or ""
+        components: keys in REGISTRIES that name the parts of the model, each with the key that
+            switches it on, or ""
         masks: key that says whether the model learns masks of objects, or ""
-        mapper: class of what reads images and annotations: `mapper(cfg, is_train=...)`
+        mapper: class of what reads images and annotations, `mapper(cfg, is_train=...)`; None is
+            that of the package for this output
         evaluators: evaluator type in a data set's Metadata -> function of the name of the data set
-            and `output_dir`
+            and `output_dir`; None are those of the package for this output
         augmentation: test-time augmentation, function of the config and the model, that returns
             what is evaluated in its place; None if there is none for such models
-        augments_file: whether the config has the views of test-time augmentation made from the
-            image file rather than from the image that is scaled for testing
+        augments_file: whether test-time augmentation makes its views from the image file, rather
+            than from the image that is scaled for testing, as detectron2's does; function of the
+            config
+    Raises:
+        ValueError: for an output or a component that is not known
     """
 
     architectures: tuple[Callable, ...]
@@ -60,10 +101,24 @@ class Task:
     output: str = "instances"
     components: Mapping[str, str] = field(default_factory=dict)
     masks: str = ""
-    mapper: Callable = CheckedDatasetMapper
-    evaluators: Mapping[str, Callable] = field(default_factory=lambda: OBJECT_EVALUATORS)
+    mapper: Callable | None = None
+    evaluators: Mapping[str, Callable] | None = None
     augmentation: Callable[[CfgNode, nn.Module], nn.Module] | None = None
-    augments_file: Callable[[CfgNode], bool] = bool
+    augments_file: Callable[[CfgNode], bool] = lambda cfg: False
+
+    def __post_init__(self):
+        if self.output not in ("instances", "sem_seg"):
+            raise ValueError(f"Task.output is {self.output!r}, expected 'instances' or 'sem_seg'")
+        if unknown := self.components.keys() - REGISTRIES.keys():
+            raise ValueError(
+                f"Task.components has {', '.join(sorted(unknown))}: expected some of "
+                f"{', '.join(REGISTRIES)}"
+            )
+        finds_pixels = self.output == "sem_seg"
+        if self.mapper is None:
+            self.mapper = SemSegMapper if finds_pixels else CheckedDatasetMapper
+        if self.evaluators is None:
+            self.evaluators = PIXEL_EVALUATORS if finds_pixels else OBJECT_EVALUATORS
 
     @property
     def class_names(self) -> str:
@@ -78,12 +133,20 @@ class Task:
     def learns_masks(self, cfg: CfgNode) -> bool:
         return bool(self.masks) and value_of(cfg, self.masks)
 
+    def build_mapper(self, cfg: CfgNode, is_train: bool, **options):
+        """The mapper, with options of it that replace what the config says."""
+        if self.mapper is SemSegMapper:  # which compares the labels in a file with this number
+            options["num_classes"] = value_of(cfg, self.num_classes)
+        return self.mapper(cfg, is_train=is_train, **options)
 
-_RCNN_PARTS = {
+
+_RPN_PARTS = {
     "MODEL.BACKBONE.NAME": "",
     "MODEL.PROPOSAL_GENERATOR.NAME": "",
     "MODEL.RPN.HEAD_NAME": "",
     "MODEL.ANCHOR_GENERATOR.NAME": "",
+}
+_ROI_PARTS = {
     "MODEL.ROI_HEADS.NAME": "",
     "MODEL.ROI_BOX_HEAD.NAME": "",
     "MODEL.ROI_MASK_HEAD.NAME": "MODEL.MASK_ON",
@@ -94,11 +157,12 @@ TASKS = [
     Task(
         architectures=(GeneralizedRCNN,),
         num_classes="MODEL.ROI_HEADS.NUM_CLASSES",
-        components=_RCNN_PARTS,
+        components={**_RPN_PARTS, **_ROI_PARTS},
         masks="MODEL.MASK_ON",
         augmentation=MultiScaleTTA,
         augments_file=lambda cfg: cfg.TEST.AUG.MERGE == "raw",
     ),
+    Task(architectures=(ProposalNetwork,), num_classes="", components=_RPN_PARTS),
     Task(
         architectures=(RetinaNet,),
         num_classes="MODEL.RETINANET.NUM_CLASSES",
@@ -109,8 +173,6 @@ TASKS = [
         num_classes="MODEL.SEM_SEG_HEAD.NUM_CLASSES",
         output="sem_seg",
         components={"MODEL.BACKBONE.NAME": "", "MODEL.SEM_SEG_HEAD.NAME": ""},
-        mapper=SemSegMapper,
-        evaluators=PIXEL_EVALUATORS,
         augmentation=SemSegTTA,
         augments_file=lambda cfg: True,
     ),
@@ -118,14 +180,7 @@ TASKS = [
 
 
 def register_task(task: Task) -> None:
-    """
-    Add a kind of model. Of several rows that name a class, the one that was added last counts.
-
-    Raises:
-        ValueError: if `output` is neither "instances" nor "sem_seg"
-    """
-    if task.output not in ("instances", "sem_seg"):
-        raise ValueError(f"Task.output is {task.output!r}, expected 'instances' or 'sem_seg'")
+    """Add a kind of model. Of several rows that name a class the latest one counts."""
     TASKS.append(task)
 
 

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import weakref
 
@@ -18,6 +19,7 @@ from detectron2.engine import (
 )
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from dcn_projects.checkpoint import training_only_names
@@ -26,7 +28,7 @@ from dcn_projects.evaluation import inference_folder
 from dcn_projects.modeling import build_model
 from dcn_projects.solver import build_optimizer
 
-from .check_config import check_classes
+from .check_config import check_augmentation, check_classes
 from .metric_printer import MetricPrinter
 from .offset_statistics import OffsetStatistics
 from .resumed_optimizer import in_own_order
@@ -44,16 +46,16 @@ class _Checkpointer(DetectionCheckpointer):
         super().save(name, training_only=sorted(training_only_names(self.model)), **kwargs)
 
     def _load_model(self, checkpoint):
-        # The trainer, which is loaded next, does not see the model of the checkpoint.
-        if "_trainer" in checkpoint.get("trainer", {}):
-            checkpoint["trainer"]["_trainer"]["parameters"] = list(checkpoint["model"])
+        # A trainer of version 0.1 did not note its parameters. They are those of the model, which
+        # the trainer, loaded next, does not see.
+        checkpoint.get("trainer", {}).setdefault("parameters", list(checkpoint["model"]))
         return super()._load_model(checkpoint)
 
 
 class Trainer(DefaultTrainer):
     """
-    detectron2's trainer with this project's models, optimizer, data mappers and evaluators. Which
-    of them a config needs is told by `task_of`.
+    detectron2's trainer with this project's models, optimizer, data mappers and evaluators.
+    `task_of(cfg)` says which of them a config needs.
     """
 
     def __init__(self, cfg):
@@ -68,11 +70,16 @@ class Trainer(DefaultTrainer):
             OSError: if data cannot be read
         """
         TrainerBase.__init__(self)
+        for name in ("detectron2", "dcn_projects"):
+            # Not in train_net.py, which has set them up to write into OUTPUT_DIR as well.
+            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+                setup_logger(name=name)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         self.printed_scalars = _declared(model, "printed_scalars")
         _check_exact_resume(cfg, model)
-        _check_augmentation(cfg, model)
+        if cfg.DATASETS.TEST:
+            check_augmentation(cfg, model)
         optimizer = self.build_optimizer(cfg, model)
         loader = self.build_train_loader(cfg)
 
@@ -97,8 +104,15 @@ class Trainer(DefaultTrainer):
         return [MetricPrinter(self.max_iter, self.printed_scalars), *files]
 
     def state_dict(self):
-        """As in DefaultTrainer, with the optimizer, which release 0.6 of detectron2 leaves out."""
-        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+        """
+        As in DefaultTrainer, with the optimizer, which release 0.6 of detectron2 leaves out, and
+        the names of its parameters in their order.
+        """
+        return {
+            **TrainerBase.state_dict(self),
+            "_trainer": self._trainer.state_dict(),
+            "parameters": [name for name, _ in self.checkpointer.model.named_parameters()],
+        }
 
     def load_state_dict(self, state_dict):
         if "_trainer" in state_dict:
@@ -112,14 +126,11 @@ class Trainer(DefaultTrainer):
                     f"SOLVER.OPTIMIZER is {self.cfg.SOLVER.OPTIMIZER}, and the checkpoint is of a "
                     "training with another"
                 )
-        super().load_state_dict(state_dict)
+        TrainerBase.load_state_dict(self, state_dict)
         if "_trainer" in state_dict:  # not in checkpoints that were made without the above
-            inner = dict(state_dict["_trainer"])
+            inner, model = dict(state_dict["_trainer"]), self.checkpointer.model
             inner["optimizer"] = in_own_order(
-                inner["optimizer"],
-                inner.pop("parameters"),
-                self._trainer.optimizer,
-                self.checkpointer.model,
+                inner["optimizer"], state_dict["parameters"], self._trainer.optimizer, model
             )
             self._trainer.load_state_dict(inner)
 
@@ -144,7 +155,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_train_loader(cls, cfg):
         task = task_of(cfg)
-        mapper = task.mapper(cfg, is_train=True)
+        mapper = task.build_mapper(cfg, is_train=True)
         with loading(cfg.DATASETS.TRAIN):
             options = build_detection_train_loader.from_config(cfg, mapper=mapper)
             masks = cfg.INPUT.MASK_FORMAT if task.learns_masks(cfg) else None
@@ -157,9 +168,9 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
         task = task_of(cfg)
-        mapper = task.mapper(cfg, is_train=False)
-        if cfg.TEST.AUG.ENABLED and task.augments_file(cfg):
-            mapper = task.mapper(cfg, is_train=False, augmentations=[])
+        whole_file = cfg.TEST.AUG.ENABLED and task.augments_file(cfg)
+        options = {"augmentations": []} if whole_file else {}
+        mapper = task.build_mapper(cfg, is_train=False, **options)
         with loading([dataset_name]):
             loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
             check_classes(cfg, [dataset_name])
@@ -197,21 +208,12 @@ def _check_exact_resume(cfg, model) -> None:
     if not cfg.DATALOADER.EXACT_RESUME or comm.get_world_size() == 1:
         return
     for name, module in model.named_modules():
-        if getattr(module, "differs_between_processes", False):
+        if advice := getattr(module, "differs_between_processes", ""):
             raise ValueError(
                 "DATALOADER.EXACT_RESUME on several processes: the numbers of "
                 f"{name} ({type(module).__name__}) differ between processes, and a checkpoint has "
-                "those of one. Give MODEL.DYNAMIC_RCNN.SYNC True"
+                f"those of one. {advice}"
             )
-
-
-def _check_augmentation(cfg, model) -> None:
-    """Making it shows whether it can be made, before the training and not after it."""
-    if cfg.TEST.AUG.ENABLED and cfg.DATASETS.TEST:
-        try:
-            task_of(cfg).augmentation(cfg, model)
-        except TypeError as e:
-            raise ValueError(str(e)) from e
 
 
 def _share_statistics(model: nn.Module) -> None:

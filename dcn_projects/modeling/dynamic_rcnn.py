@@ -296,9 +296,12 @@ class DynamicTraining(nn.Module):
         )
 
     @property
-    def differs_between_processes(self) -> bool:
-        """Whether each process has numbers of its own, of which a checkpoint has those of one."""
-        return not self.sync
+    def differs_between_processes(self) -> str:
+        """
+        Where each process has numbers of its own, of which a checkpoint has those of one: what to
+        do about it. "" where they are the same.
+        """
+        return "" if self.sync else "Give MODEL.DYNAMIC_RCNN.SYNC True"
 
     @torch.no_grad()
     def begin_stage(

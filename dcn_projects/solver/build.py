@@ -64,17 +64,17 @@ def build_optimizer(cfg: CfgNode, model: torch.nn.Module) -> torch.optim.Optimiz
 
 
 def _match_patterns(patterns: Iterable[str], names: list[str]) -> dict[str, set[str]]:
-    """Pattern -> the names that it matches; those of old configs match the names of that time."""
+    """Pattern -> the names that it matches, now or as they were when an old config was written."""
     matches = {}
     for pattern in patterns:
-        matches[pattern] = {name for name in names if re.search(pattern, name)}
-        if not matches[pattern]:
-            matches[pattern] = {name for name in names if re.search(pattern, old_name(name))}
-            if matches[pattern]:
-                logging.getLogger(__name__).info(
-                    f"SOLVER.LR_FACTORS: {pattern!r} matches old names of parameters, such as "
-                    f"{old_name(min(matches[pattern]))}, which is {min(matches[pattern])} now"
-                )
+        today = {name for name in names if re.search(pattern, name)}
+        old = {name for name in names if re.search(pattern, old_name(name))} - today
+        matches[pattern] = today | old
+        if old:
+            logging.getLogger(__name__).info(
+                f"SOLVER.LR_FACTORS: {pattern!r} matches old names of parameters, such as "
+                f"{old_name(min(old))}, which is {min(old)} now"
+            )
     return matches
 
 

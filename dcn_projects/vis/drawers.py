@@ -105,12 +105,15 @@ class InstanceDrawer:
 class PixelClassDrawer:
     """The class of every pixel: its colour is laid over the image. The methods are those above."""
 
-    def __init__(self, predictor: DefaultPredictor):
+    def __init__(self, predictor: DefaultPredictor, num_classes: int):
+        """
+        Args:
+            num_classes: of the model
+        """
         self.predictor = predictor
         self.metadata = class_metadata(predictor.cfg)
         if self.metadata.get("stuff_classes") is None:  # detectron2 cannot draw without names
-            count = predictor.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-            self.metadata = Metadata(stuff_classes=[str(k) for k in range(count)])
+            self.metadata = Metadata(stuff_classes=[str(k) for k in range(num_classes)])
 
     def predict(self, image: np.ndarray) -> Tensor:
         """Returns the classes, (H, W), on the CPU."""

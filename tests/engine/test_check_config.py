@@ -10,6 +10,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from dcn_projects import add_dcn_config
 from dcn_projects.config import reads
 from dcn_projects.engine import check_classes, check_keys, check_preprocessing
+from dcn_projects.modeling import OHEMROIHeads
 
 MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 
@@ -51,17 +52,33 @@ class StrangeHeads(StandardROIHeads):
     """Heads of somebody else, which have hard NMS and no hard example mining."""
 
 
-@reads("MODEL.ROI_HEADS.NMS_TYPE")
+@reads("MODEL.ROI_HEADS.NMS_TYPE", "MODEL.ROI_BOX_HEAD.POOLER_TYPE")
 class SoftHeads(StandardROIHeads):
     """Heads of somebody else, which say that they have soft-NMS."""
 
 
+class MinedSoftHeads(OHEMROIHeads, SoftHeads):
+    """Both bases declare keys."""
+
+
+@reads("MODEL.RPN.IMAGE_STRIDE")
+class Mixin:
+    pass
+
+
+class MixedHeads(Mixin, OHEMROIHeads):
+    """Here too, and the first base has no base of its own."""
+
+
+HEADS = StrangeHeads, SoftHeads, MinedSoftHeads, MixedHeads
+
+
 @pytest.fixture
 def heads_of_others():
-    for heads in (StrangeHeads, SoftHeads):
+    for heads in HEADS:
         ROI_HEADS_REGISTRY.register(heads)
     yield
-    for heads in (StrangeHeads, SoftHeads):
+    for heads in HEADS:
         ROI_HEADS_REGISTRY._obj_map.pop(heads.__name__)
 
 
@@ -88,6 +105,8 @@ GAUSSIAN = {"MODEL.ROI_HEADS.NMS_TYPE": "gaussian"}
         # What is read by heads that the model does not have
         ({"MODEL.ROI_HEADS.NAME": "OHEMROIHeads", **RETINANET, **GAUSSIAN}, "RetinaNet"),
         ({"TEST.WINDOW_SIZE": [64, 64], **SEGMENTOR}, "MODEL.META_ARCHITECTURE DeepLab"),
+        # Two that no heads read together
+        ({"MODEL.MIMIC.NUM_SAMPLES": 4, "MODEL.DYNAMIC_RCNN.SYNC": False}, "MimicRCNN"),
         # No test-time augmentation
         ({"TEST.AUG.ENABLED": True, **RETINANET}, "TEST.AUG.ENABLED"),
         ({"TEST.AUG.SCALES": [[480, 800]], **RETINANET}, "TEST.AUG.SCALES"),
@@ -111,6 +130,14 @@ def test_keys_that_nothing_reads(options, named, heads_of_others):
         {"MODEL.ROI_MASK_HEAD.POOLER_TYPE": "DeformROIPool"},  # MASK_ON is False
         {"TEST.AUG.ENABLED": True, "TEST.AUG.SCALES": [[480, 800]]},
         {"SOLVER.OPTIMIZER": "AdamW", "DATALOADER.EXACT_RESUME": True},
+        # Of detectron2's own DeepLab
+        {"MODEL.SEM_SEG_HEAD.ASPP_CHANNELS": 128, **SEGMENTOR},
+        {"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA": 0.75, **SEGMENTOR},
+        {"MODEL.RESNETS.RES5_MULTI_GRID": [1, 1, 1], **SEGMENTOR},
+        {"MODEL.ROI_HEADS.NAME": "MinedSoftHeads", "MODEL.ROI_BOX_HEAD.OHEM_NUM": 8, **GAUSSIAN},
+        {"MODEL.ROI_HEADS.NAME": "MixedHeads", "MODEL.RPN.IMAGE_STRIDE": 4, **GAUSSIAN},
+        # Declared by heads of somebody else
+        {"MODEL.ROI_HEADS.NAME": "SoftHeads", "MODEL.ROI_BOX_HEAD.POOLER_TYPE": "MyPool"},
     ],
 )
 def test_keys_that_are_read(options, heads_of_others):

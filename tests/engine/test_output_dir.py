@@ -23,7 +23,7 @@ def folder(tmp_path):
 @pytest.fixture
 def setup(monkeypatch, folder):
     """setup(*arguments) returns the config of a command line; files are not looked into."""
-    monkeypatch.setattr(run, "check_files", lambda cfg, args: None)
+    monkeypatch.setattr(run, "check_run", lambda cfg, args: None)
 
     def setup(*arguments, output_dir=folder):
         opts = ["SOLVER.MAX_ITER", "12", "OUTPUT_DIR", str(output_dir)]

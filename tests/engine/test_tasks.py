@@ -85,9 +85,32 @@ def test_the_nearest_base_and_the_latest_row_count(cfg):
     assert task_of(cfg).num_classes == "MODEL.RETINANET.NUM_CLASSES"
 
 
-def test_another_output_is_refused():
-    with pytest.raises(ValueError, match="'boxes'"):
-        register_task(Task(architectures=(), num_classes="", output="boxes"))
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(output="boxes"), "'boxes'"),
+        (dict(components={"MODEL.TOY.NAME": ""}), "MODEL.TOY.NAME.*MODEL.BACKBONE.NAME"),
+    ],
+)
+def test_a_row_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        Task(architectures=(), num_classes="", **options)
+
+
+def test_a_row_for_pixels_has_what_they_need(cfg):
+    """Also the number of classes, with which the labels of a file are compared."""
+    task = Task(architectures=(), num_classes="MODEL.ROI_HEADS.NUM_CLASSES", output="sem_seg")
+    assert task.evaluators.keys() == {"sem_seg", "cityscapes_sem_seg"}
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 7
+    assert task.build_mapper(cfg, is_train=False).num_classes == 7
+
+
+def test_proposals_have_no_classes(cfg, request):
+    cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
+    MetadataCatalog.get("three").thing_classes = ["a", "b", "c"]
+    request.addfinalizer(lambda: MetadataCatalog.remove("three"))
+    check_classes(cfg, ["three"])
+    check_keys(cfg)
 
 
 def test_data_of_another_kind(cfg, request):

@@ -32,17 +32,20 @@ def test_patterns_of_old_names(caplog):
     """Old configs name the offset layers of a block and the score maps of R-FCN as they were."""
     cfg = get_cfg()
     add_dcn_config(cfg)
-    cfg.SOLVER.update(dict(BASE_LR=0.1, LR_FACTORS=[["conv2_offset", 0.5], ["^score_maps", 3]]))
+    cfg.SOLVER.update(
+        dict(BASE_LR=0.1, LR_FACTORS=[["conv2_offset|offset_fc", 0.5], ["^score_maps", 3]])
+    )
     model, block = nn.Sequential(), nn.Sequential()
     block.conv2 = nn.Sequential()
     block.conv2.conv_offset = nn.Linear(2, 2, bias=False)
     model.backbone, model.roi_heads = nn.Sequential(block), nn.Module()
     model.roi_heads.score_maps = nn.Linear(2, 2, bias=False)
+    model.roi_heads.offset_fc = nn.Linear(2, 2, bias=False)  # has the name that it had
     with caplog.at_level("INFO"):
         optimizer = build_optimizer(cfg, model)
     rates = {round(g["lr"], 6): len(g["params"]) for g in optimizer.param_groups}
-    assert rates == {0.05: 1, 0.3: 1}
-    assert "'conv2_offset' matches old names" in caplog.text
+    assert rates == {0.05: 2, 0.3: 1}
+    assert "'conv2_offset|offset_fc' matches old names" in caplog.text
     assert "backbone.0.conv2.conv_offset.weight now" in caplog.text
 
 

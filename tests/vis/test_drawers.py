@@ -62,7 +62,7 @@ def test_pixel_classes(with_names):
     scores = torch.zeros(2, 40, 60)
     scores[1, :, :15] = 1
     scores[0, :, 15:] = 1
-    drawer = PixelClassDrawer(Predictor({"sem_seg": scores}, with_names))
+    drawer = PixelClassDrawer(Predictor({"sem_seg": scores}, with_names), num_classes=2)
     found = drawer.predict(IMAGE)
     assert found.shape == (40, 60) and drawer.count(found) == "2 classes"
     names = ["zero", "one"] if with_names else ["0", "1"]

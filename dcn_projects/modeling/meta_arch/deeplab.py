@@ -147,7 +147,7 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-@reads("TEST.WINDOW_SIZE", "TEST.WINDOW_STRIDE")
+@reads("TEST.WINDOW_SIZE", "TEST.WINDOW_STRIDE", checks=[window_options])
 @META_ARCH_REGISTRY.register()
 class DeepLab(SemanticSegmentor):
     """

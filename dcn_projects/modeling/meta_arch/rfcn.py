@@ -1,11 +1,24 @@
 from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 
+from dcn_projects.config import reads
+
 from ..renamed_parameters import HasRenamedParameters
 from ..roi_heads import RFCNROIHeads
 
 __all__ = ["RFCN"]
 
 
+def check_heads(cfg) -> None:
+    """Raises ValueError if the heads are not those of R-FCN."""
+    name = cfg.MODEL.ROI_HEADS.NAME
+    if not issubclass(ROI_HEADS_REGISTRY.get(name), RFCNROIHeads):
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE is RFCN and MODEL.ROI_HEADS.NAME {name}: set the latter "
+            "to RFCNROIHeads, or the former to GeneralizedRCNN"
+        )
+
+
+@reads(checks=[check_heads])
 @META_ARCH_REGISTRY.register()
 class RFCN(HasRenamedParameters, GeneralizedRCNN):
     """
@@ -20,10 +33,5 @@ class RFCN(HasRenamedParameters, GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg):
-        name = cfg.MODEL.ROI_HEADS.NAME
-        if not issubclass(ROI_HEADS_REGISTRY.get(name), RFCNROIHeads):
-            raise ValueError(
-                f"MODEL.META_ARCHITECTURE is RFCN and MODEL.ROI_HEADS.NAME {name}: set the latter "
-                "to RFCNROIHeads, or the former to GeneralizedRCNN"
-            )
+        check_heads(cfg)
         return super().from_config(cfg)

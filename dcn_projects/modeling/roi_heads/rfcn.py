@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dcn_projects.config import reads
 from dcn_projects.layers import DeformROIPool, PSROIPool
 
+from ..box_nms import soft_nms_options
 from .mxnet_heads import MXNetOutputLayers
 
 __all__ = ["DeformPSROIPool", "RFCNROIHeads", "RFCNScoreMaps"]
@@ -88,10 +89,41 @@ class DeformPSROIPool(DeformROIPool):
         super().__init__(output_size, spatial_scale, sampling_ratio, gamma, group_size=output_size)
 
 
+def check_rfcn(cfg: CfgNode) -> None:
+    """Raises ValueError, naming the key, if a config asks for what R-FCN cannot do."""
+    keys, features = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS.IN_FEATURES
+    types = {c.__name__: c for c in (PSROIPool, DeformPSROIPool)}
+    if keys.POOLER_TYPE not in types:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {keys.POOLER_TYPE}: set it to PSROIPool, or to "
+            "DeformPSROIPool, for the position-sensitive maps of RFCNROIHeads"
+        )
+    positive = ["REDUCED_DIM", "POOLER_RESOLUTION"]
+    if types[keys.POOLER_TYPE] is DeformPSROIPool:
+        positive.append("POOLER_SAMPLING_RATIO")
+    for key in positive:
+        if keys[key] < 1:
+            raise ValueError(
+                f"MODEL.ROI_BOX_HEAD.{key} is {keys[key]}: RFCNROIHeads needs 1 or more"
+            )
+    if not keys.CLS_AGNOSTIC_BBOX_REG:
+        raise ValueError(
+            "R-FCN has one box for all classes: "
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True"
+        )
+    if len(features) != 1:
+        raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES is {features}: R-FCN reads one map")
+    for key in ("MASK_ON", "KEYPOINT_ON"):
+        if cfg.MODEL[key]:
+            raise ValueError(f"MODEL.{key} is True: R-FCN finds boxes and nothing else")
+
+
 @reads(
     *MXNetOutputLayers.config_keys,
     "MODEL.ROI_BOX_HEAD.REDUCED_DIM",
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
     "MODEL.ROI_BOX_HEAD.POOLER_GAMMA",
+    checks=[soft_nms_options, check_rfcn],
 )
 @ROI_HEADS_REGISTRY.register()
 class RFCNROIHeads(ROIHeads):
@@ -127,7 +159,7 @@ class RFCNROIHeads(ROIHeads):
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
-        _check(cfg)
+        check_rfcn(cfg)
         (feature,) = cfg.MODEL.ROI_HEADS.IN_FEATURES
         keys, shape = cfg.MODEL.ROI_BOX_HEAD, input_shape[feature]
         deformable = keys.POOLER_TYPE == DeformPSROIPool.__name__
@@ -199,32 +231,3 @@ class RFCNROIHeads(ROIHeads):
             offset = self.offset_pooler(maps[kind + "_offset"].float(), rois)
             pooled = self.pooler(maps[kind].float(), rois, offset)
         return pooled.mean(dim=(2, 3))
-
-
-def _check(cfg: CfgNode):
-    """Raises ValueError, naming the key, if a config asks for what R-FCN cannot do."""
-    keys, features = cfg.MODEL.ROI_BOX_HEAD, cfg.MODEL.ROI_HEADS.IN_FEATURES
-    types = {c.__name__: c for c in (PSROIPool, DeformPSROIPool)}
-    if keys.POOLER_TYPE not in types:
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.POOLER_TYPE is {keys.POOLER_TYPE}: set it to PSROIPool, or to "
-            "DeformPSROIPool, for the position-sensitive maps of RFCNROIHeads"
-        )
-    positive = ["REDUCED_DIM", "POOLER_RESOLUTION"]
-    if types[keys.POOLER_TYPE] is DeformPSROIPool:
-        positive.append("POOLER_SAMPLING_RATIO")
-    for key in positive:
-        if keys[key] < 1:
-            raise ValueError(
-                f"MODEL.ROI_BOX_HEAD.{key} is {keys[key]}: RFCNROIHeads needs 1 or more"
-            )
-    if not keys.CLS_AGNOSTIC_BBOX_REG:
-        raise ValueError(
-            "R-FCN has one box for all classes: "
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True"
-        )
-    if len(features) != 1:
-        raise ValueError(f"MODEL.ROI_HEADS.IN_FEATURES is {features}: R-FCN reads one map")
-    for key in ("MASK_ON", "KEYPOINT_ON"):
-        if cfg.MODEL[key]:
-            raise ValueError(f"MODEL.{key} is True: R-FCN finds boxes and nothing else")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dcn_projects.config import reads
 
+from ..box_nms import soft_nms_options
 from ..dynamic_rcnn import DynamicTraining
 from ..poolers import build_roi_pooler
 from .fast_rcnn import BoxOutputLayers
@@ -23,8 +24,9 @@ __all__ = ["CombinedROIHeads", "DeformROIHeads", "DynamicROIHeads", "OHEMROIHead
     *(
         f"MODEL.{head}.POOLER_{key}"
         for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD")
-        for key in ("GAMMA", "FC_DIM", "SHARE_LEVELS")
+        for key in ("TYPE", "GAMMA", "FC_DIM", "SHARE_LEVELS")
     ),
+    checks=[soft_nms_options],
 )
 class CombinedROIHeads:
     """
