@@ -12,7 +12,7 @@ from .config_files import config_names, named_config_file, unknown_config
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
 
-# torch and detectron2 are imported where they are needed: the paths of configs can be had without.
+# torch and detectron2 are imported where they are needed: the paths of configs do not need them.
 
 
 def list_configs() -> list[str]:

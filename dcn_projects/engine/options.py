@@ -115,7 +115,7 @@ def is_option(word: str) -> bool:
     key, equals, _ = word.partition("=")
     if not is_key(key) or equals:
         return is_key(key)
-    from detectron2.config import get_cfg  # imports torch, which --help does without
+    from detectron2.config import get_cfg  # imports torch, which --help does not need
 
     group = key.partition(".")[0]
     return group in get_cfg() or any(group == name.partition(".")[0] for name in TENSORPACK_KEYS)

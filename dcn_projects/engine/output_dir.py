@@ -86,7 +86,7 @@ def checkpoint_after(folder: Path, iteration: int) -> Path:
     there = numbered(folder)
     final = folder / "model_final.pth"
     if iteration not in there and final.exists():
-        import torch  # the names above are asked for by --help, which does without
+        import torch  # not at the top: --help imports this module and needs no torch
 
         from dcn_projects.checkpoint import check_weights
 

@@ -149,7 +149,7 @@ class MimicRCNN(GeneralizedRCNN):
         student = self.roi_heads.box_features(features, boxes)
         teacher = self.roi_heads.box_features(self.backbone(patches), [Boxes(whole)] * len(patches))
         target = teacher.detach() if self.detach_teacher else teacher
-        # In float32: with 16 bits a cosine of 0.999 would be 1.
+        # In float32, as bfloat16 rounds a cosine of 0.999 to 1.
         distance = 1 - F.cosine_similarity(student.float(), target.float(), dim=1)
         cos = distance.mean() if self.reduction == "mean" else distance.sum() / len(images)
         cls = F.cross_entropy(self.mimic_score(teacher).float(), classes)
