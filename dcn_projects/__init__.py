@@ -17,3 +17,7 @@ def __getattr__(name: str):
     from .config import add_dcn_config
 
     return add_dcn_config
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -8,7 +8,13 @@ import difflib
 import os
 from pathlib import Path
 
-__all__ = ["config_folder", "config_names", "resolve_config_file", "unknown_config"]
+__all__ = [
+    "config_folder",
+    "config_names",
+    "named_config_file",
+    "resolve_config_file",
+    "unknown_config",
+]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -26,6 +32,16 @@ def config_names() -> list[str]:
     return sorted(p.as_posix() for p in paths if not p.name.startswith("Base-"))
 
 
+def named_config_file(name: str) -> Path | None:
+    """
+    The file of a config by its name, or of a Base-* file. None if there is none of this name: a
+    path that leads out of the folder of the configs is not a name.
+    """
+    folder = os.path.abspath(config_folder())
+    path = Path(os.path.abspath(os.path.join(folder, name)))
+    return path if path.is_relative_to(folder) and path.is_file() else None
+
+
 def unknown_config(name: str) -> str:
     """One line that says that there is no config of this name, with the names that are nearest."""
     nearest = difflib.get_close_matches(name, config_names(), n=3)
@@ -39,7 +55,7 @@ def unknown_config(name: str) -> str:
 def resolve_config_file(path: str | os.PathLike) -> str:
     """
     Args:
-        path: of a file of one's own, or the name of a config of this project. A file counts first
+        path: of any file, or the name of a config of this project. If both exist, it is the file
     Returns:
         str: the path of the file. What has a scheme (`https://`) stays as it is
     Raises:
@@ -48,7 +64,7 @@ def resolve_config_file(path: str | os.PathLike) -> str:
     path = os.fspath(path)
     if "://" in path or os.path.exists(path):
         return path
-    named = config_folder() / path
-    if not named.is_file():
+    named = named_config_file(path)
+    if named is None:
         raise FileNotFoundError(f"There is no file {path}, and {unknown_config(path)}")
     return str(named)

@@ -1,11 +1,15 @@
 """
-Keys and values of configs that had other names in version 0.1, and what they are now. Whatever
-reads a config translates them, and says so: `read_config` those of files, also of the config.yaml
-that a training of version 0.1 wrote, and `merge_options` those of a command line. detectron2 does
-the same for its own old keys in `detectron2.config.compat`.
+Keys and values of configs that had other names in version 0.1, and what they are now. `read_config`
+translates those of files, also of the config.yaml that a training of version 0.1 wrote, and
+`merge_options` those of a command line. What they renamed is logged. detectron2 does the same for
+its own old keys in `detectron2.config.compat`.
 """
 
+from collections.abc import Mapping
+
 from yacs.config import CfgNode as CN  # detectron2, whose configs are such, takes long to import
+
+from .config_keys import value_of
 
 __all__ = [
     "current_value",
@@ -44,8 +48,8 @@ _SWAPS = "build_deformable_model"
 
 def register_renames(cfg: CN) -> None:
     """
-    Let detectron2's own `cfg.merge_from_file` and `merge_from_list`, which know nothing of this
-    table, name the new keys in their error about old ones.
+    Let detectron2's own `cfg.merge_from_file` and `merge_from_list`, which do not use this table,
+    name the new keys in their error about old ones.
     """
     names = {
         f"MODEL.RFCN.{old}": f"MODEL.ROI_BOX_HEAD.{new}" for old, (new, _) in RFCN_KEYS.items()
@@ -62,21 +66,24 @@ def current_value(key: str, value):
     return VALUES[key].get(value, value) if key in VALUES else value
 
 
-def rename_keys(raw: dict) -> list[str]:
+def rename_keys(raw: dict, defaults: Mapping) -> list[str]:
     """
     Args:
         raw: a config file as YAML has it, changed in place. Where a key stands under its old and
             its new name, the old one counts: it is from a file on top of one that was updated
+        defaults: a config with the default of each new key, which is also that of the old key
     Returns:
-        list: lines that say what was renamed
+        list: what was renamed. Keys that have their defaults are not named, as a training of
+            version 0.1 wrote down those of all models
     """
-    lines = []
+    renamed = []
     for old, new in KEYS.items():
         node, name = _parent(raw, old)
         if name in node:
-            node[new.rpartition(".")[2]] = node.pop(name)
-            lines.append(_is_now(old, new))
-    return lines
+            value = node[new.rpartition(".")[2]] = node.pop(name)
+            if value != value_of(defaults, new):
+                renamed.append(_is_now(old, new))
+    return renamed
 
 
 def upgrade_rfcn(raw: dict) -> list[str]:
@@ -87,7 +94,7 @@ def upgrade_rfcn(raw: dict) -> list[str]:
     Args:
         raw: a config file, merged with its bases, changed in place
     Returns:
-        list: lines that say what was renamed
+        list: what was renamed. Keys that have their old defaults are not named
     Raises:
         ValueError: if MODEL.RFCN has a key that it never had, or a DEFORM_POOL that is no bool
     """
@@ -96,7 +103,7 @@ def upgrade_rfcn(raw: dict) -> list[str]:
     for name in old or ():
         if name not in RFCN_KEYS:
             raise ValueError(f"there is no key MODEL.RFCN.{name}")
-    if model.get("META_ARCHITECTURE") != "RFCN":
+    if _model_name(model) != "RFCN":
         return []
     head = model.setdefault("ROI_BOX_HEAD", {})
     defaults = {new: _rfcn_value(name, value) for name, (new, value) in RFCN_KEYS.items()}
@@ -104,12 +111,15 @@ def upgrade_rfcn(raw: dict) -> list[str]:
         head.update(defaults)  # version 0.1 did not read these keys of the box head
     elif "POOLER_TYPE" not in head:
         head.update(defaults | head)
-    lines = []
+    renamed = []
     for name, value in (old or {}).items():
-        new = RFCN_KEYS[name][0]
+        new, default = RFCN_KEYS[name]
         head[new] = _rfcn_value(name, value)
-        lines.append(_is_now(f"MODEL.RFCN.{name} {value}", f"MODEL.ROI_BOX_HEAD.{new} {head[new]}"))
-    return lines
+        if value != default:
+            renamed.append(
+                _is_now(f"MODEL.RFCN.{name} {value}", f"MODEL.ROI_BOX_HEAD.{new} {head[new]}")
+            )
+    return renamed
 
 
 def _rfcn_value(name: str, value):
@@ -127,7 +137,7 @@ def rename_option(cfg: CN, key: str, text: str) -> tuple[str, str, list[str]]:
         cfg: of a model, into which the option is to be merged
         key, text: of an option of the command line
     Returns:
-        tuple: key and text with today's names, and lines that say what was renamed
+        tuple: key and text with today's names, and a list of what was renamed
     Raises:
         ValueError: for a key of R-FCN in the config of another model, or DEFORM_POOL other than
             True and False
@@ -138,7 +148,7 @@ def rename_option(cfg: CN, key: str, text: str) -> tuple[str, str, list[str]]:
     if group != "MODEL.RFCN" or name not in RFCN_KEYS:
         return key, text, []
     new = f"MODEL.ROI_BOX_HEAD.{RFCN_KEYS[name][0]}"
-    if cfg.MODEL.META_ARCHITECTURE != "RFCN":
+    if _model_name(cfg.MODEL) != "RFCN":
         raise ValueError(f"{key} is a key of R-FCN, and MODEL.META_ARCHITECTURE is another model")
     value = _rfcn_value(name, {"True": True, "False": False}.get(text, text))
     return new, value, [_is_now(f"{key} {text}", f"{new} {value}")]
@@ -149,22 +159,27 @@ def rename_values(cfg: CN) -> list[str]:
     Args:
         cfg: a complete config with old values, changed in place
     Returns:
-        list: lines that say what was renamed
+        list: what was renamed
     """
-    lines = []
+    renamed = []
     for key in VALUES:
         node, name = _parent(cfg, key)
         old, node[name] = node[name], current_value(key, node[name])
         if node[name] != old:
-            lines.append(_is_now(f"{key} {old}", node[name]))
+            renamed.append(_is_now(f"{key} {old}", f"{key} {node[name]}"))
     model = cfg.MODEL
-    if model.META_ARCHITECTURE == _SWAPS and model.DEFORMABLE.META_ARCHITECTURE != _SWAPS:
-        name = model.META_ARCHITECTURE = model.DEFORMABLE.META_ARCHITECTURE
-        lines.append(
-            f"MODEL.META_ARCHITECTURE {_SWAPS} is {name} now, the model itself: "
-            "MODEL.DEFORMABLE.SELECT alone makes its convolutions deformable"
-        )
-    return lines
+    name = _model_name(model)
+    if name != model.META_ARCHITECTURE:
+        model.META_ARCHITECTURE = name
+        key = "MODEL.META_ARCHITECTURE"
+        renamed.append(_is_now(f"{key} {_SWAPS}", f"{key} {name}"))
+    return renamed
+
+
+def _model_name(model: Mapping) -> str | None:
+    """The name of the model itself that the keys below MODEL describe, if they have it."""
+    name = model.get("META_ARCHITECTURE")
+    return model.get("DEFORMABLE", {}).get("META_ARCHITECTURE") if name == _SWAPS else name
 
 
 def _is_now(old: str, new: str) -> str:
@@ -173,7 +188,9 @@ def _is_now(old: str, new: str) -> str:
 
 def _parent(raw: dict, key: str) -> tuple[dict, str]:
     """The node that holds a key, or an empty one if there is none, and the key's last part."""
-    *parents, name = key.split(".")
-    for parent in parents:
-        raw = raw.get(parent) if isinstance(raw, dict) else None
-    return raw if isinstance(raw, dict) else {}, name
+    group, _, name = key.rpartition(".")
+    try:
+        node = value_of(raw, group)
+    except KeyError:
+        node = None
+    return node if isinstance(node, dict) else {}, name

@@ -8,11 +8,11 @@ The configs of this project and their models by name, as `detectron2.model_zoo` 
     model = model_zoo.get("R-FCN/rfcn_R_101_C5_voc.yaml", device="cpu")
 """
 
-from .config_files import config_folder, config_names, unknown_config
+from .config_files import config_names, named_config_file, unknown_config
 
 __all__ = ["get", "get_checkpoint_url", "get_config", "get_config_file", "list_configs"]
 
-# torch and detectron2 are imported where they are needed: the paths of configs can be had without.
+# torch and detectron2 are imported where they are needed: the paths of configs do not need them.
 
 
 def list_configs() -> list[str]:
@@ -29,8 +29,8 @@ def get_config_file(config_path: str) -> str:
     Raises:
         RuntimeError: if there is none of this name; it names the nearest
     """
-    path = config_folder() / config_path
-    if not path.is_file():
+    path = named_config_file(config_path)
+    if path is None:
         raise RuntimeError(unknown_config(config_path))
     return str(path)
 

@@ -90,8 +90,8 @@ def read_results() -> dict | None:
 
 def is_of(cfg: CfgNode) -> bool:
     """
-    Whether the run in OUTPUT is one of this config. Where config.yaml is not there, or was not
-    written to its end, nothing speaks against it.
+    Whether the run in OUTPUT is one of this config. It is also taken for one if config.yaml is
+    missing, or was not written to its end.
     """
     path = OUTPUT / "config.yaml"
     text = path.read_text(errors="replace") if path.exists() else ""

@@ -35,8 +35,16 @@ def test_an_address_stays_what_it_is():
     assert config_files.resolve_config_file("https://host/a.yaml") == "https://host/a.yaml"
 
 
+@pytest.mark.parametrize("name", ["../setup.py", "R-FCN/../../setup.py"])
+def test_a_path_out_of_the_folder_is_no_name(monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    assert (CONFIGS / name).is_file()
+    with pytest.raises(FileNotFoundError, match="There is no file .*setup.py, and .* not a config"):
+        config_files.resolve_config_file(name)
+
+
 @pytest.mark.parametrize("name", ["R-FCN/rfcn_R_101_C5_vok.yaml", f"configs/{NAME}"])
-def test_an_unknown_name_is_told_with_the_nearest(monkeypatch, tmp_path, name):
+def test_the_error_about_an_unknown_name_has_the_nearest(monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         config_files.resolve_config_file(name)
@@ -45,7 +53,7 @@ def test_an_unknown_name_is_told_with_the_nearest(monkeypatch, tmp_path, name):
     assert "\n" not in message
 
 
-def test_a_name_that_is_near_to_none_is_told_with_the_folders():
+def test_the_error_about_a_name_that_is_near_to_none_has_the_folders():
     message = config_files.unknown_config("q")
     assert message.startswith("q is not a config") and "R-FCN" in message
     assert str(CONFIGS) in message

@@ -9,8 +9,10 @@ import yaml
 from detectron2.config import get_cfg
 
 from dcn_projects import add_dcn_config
+from dcn_projects.config_keys import leaves, value_of
 from dcn_projects.config_renames import KEYS, RFCN_KEYS
 from dcn_projects.engine import read_config
+from dcn_projects.engine.config import renamed_in
 
 CONFIGS = Path("configs")
 GOLDEN = Path(__file__).parent / "goldens" / "configs" / "version_0_1.json"
@@ -40,7 +42,10 @@ def plain(cfg) -> dict:
 
 @pytest.fixture
 def read(tmp_path, caplog):
-    """Returns a function of the text of a config file: the config, and the lines of the log."""
+    """
+    Returns a function of the text of a config file and of options: the config, and what was renamed
+    by the one line of the log.
+    """
 
     def read_text(text, *opts):
         path = tmp_path / "config.yaml"
@@ -48,18 +53,27 @@ def read(tmp_path, caplog):
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             cfg = read_config(str(path), opts)
-        lines = [r.message for r in caplog.records if r.name.startswith("dcn_projects.engine")]
-        return cfg, [line.removeprefix(f"{path}: ") for line in lines]
+        lines = [r.message for r in caplog.records if r.name.startswith("dcn_projects")]
+        if not lines:
+            assert renamed_in(path) is None
+            return cfg, []
+        assert lines == [renamed_in(path)] and "\n" not in lines[0]
+        where, renamed = lines[0].split(" names of version 0.1: ")
+        assert where == (f"{path} or the options have" if opts else f"{path} has")
+        return cfg, renamed.split(", ")
 
     return read_text
 
 
 @pytest.mark.parametrize("name", OLD)
 def test_old_config_of_a_training(name, read):
-    cfg, lines = read(old_dump(name))
+    cfg, renamed = read(old_dump(name))
+    # Keys of other models, which have their defaults in the file, are not named.
+    changed = dict(leaves(OLD[name]))
     for old, new in KEYS.items():
-        assert lines.count(f"{old} is {new} now.") == 1
-    assert len(lines) == len(set(lines)) and not any("\n" in line for line in lines)
+        is_changed = old in changed and changed[old] != value_of(OLD_DEFAULTS, old)
+        assert renamed.count(f"{old} is {new} now") == is_changed
+    assert len(renamed) == len(set(renamed))
     # The name of a parameter, which SOLVER.LR_FACTORS matches under its old name, too.
     factors = [[p.replace("conv2_offset", "conv_offset"), f] for p, f in cfg.SOLVER.LR_FACTORS]
     cfg.SOLVER.LR_FACTORS = factors
@@ -68,26 +82,53 @@ def test_old_config_of_a_training(name, read):
 
 
 def test_new_configs_have_no_old_names(caplog):
-    read_config("configs/R-FCN/deformable_rfcn_R_14_C5_digits.yaml")
+    path = "configs/R-FCN/deformable_rfcn_R_14_C5_digits.yaml"
+    read_config(path)
     assert not [r for r in caplog.records if r.name.startswith("dcn_projects")]
+    assert renamed_in(path) is None
+
+
+def test_the_line_is_logged_once(caplog, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("MODEL: {MIMIC: {SIZE: 64}}")
+    for _ in range(2):
+        read_config(path)
+    line = f"{path} has names of version 0.1: MODEL.MIMIC.SIZE is MODEL.MIMIC.PATCH_SIZE now"
+    assert [r.message for r in caplog.records if r.name.startswith("dcn_projects")] == [line]
+    path.write_text("MODEL: {MIMIC: {PATCH_SIZE: 64}}")
+    read_config(path)
+    assert renamed_in(path) is None
 
 
 RFCN = "MODEL: {META_ARCHITECTURE: RFCN, RFCN: {GROUP_SIZE: 3, DEFORM_POOL: true}}"
 
 
 def test_rfcn(read):
-    cfg, lines = read(RFCN)
+    cfg, renamed = read(RFCN)
     head = cfg.MODEL.ROI_BOX_HEAD
     assert (head.POOLER_TYPE, head.POOLER_RESOLUTION) == ("DeformPSROIPool", 3)
     assert (head.REDUCED_DIM, head.POOLER_SAMPLING_RATIO, head.POOLER_GAMMA) == (1024, 4, 0.1)
-    assert lines == [
-        "MODEL.RFCN.GROUP_SIZE 3 is MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 3 now.",
-        "MODEL.RFCN.DEFORM_POOL True is MODEL.ROI_BOX_HEAD.POOLER_TYPE DeformPSROIPool now.",
+    assert renamed == [
+        "MODEL.RFCN.GROUP_SIZE 3 is MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 3 now",
+        "MODEL.RFCN.DEFORM_POOL True is MODEL.ROI_BOX_HEAD.POOLER_TYPE DeformPSROIPool now",
     ]
     # The box head had keys of these names, which R-FCN did not read.
     cfg, _ = read(RFCN + "\nSEED: 1", "MODEL.RFCN.CONV_DIM=8", "MODEL.RFCN.DEFORM_POOL", "False")
     assert cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "PSROIPool"
     assert cfg.MODEL.ROI_BOX_HEAD.REDUCED_DIM == 8
+
+
+def test_rfcn_whose_convolutions_were_swapped(read):
+    """Its keys are not lost, although META_ARCHITECTURE was not RFCN in version 0.1."""
+    plain_rfcn, _ = read(RFCN)
+    swapped = "META_ARCHITECTURE: build_deformable_model, DEFORMABLE: {META_ARCHITECTURE: RFCN}"
+    text = RFCN.replace("META_ARCHITECTURE: RFCN", swapped)
+    cfg, _ = read(text)
+    assert cfg.MODEL.META_ARCHITECTURE == "RFCN"
+    assert cfg.MODEL.ROI_BOX_HEAD == plain_rfcn.MODEL.ROI_BOX_HEAD
+    cfg, _ = read(text, "MODEL.RFCN.GAMMA=0.2", "MODEL.RFCN.DEFORM_POOL=False")
+    assert cfg.MODEL.ROI_BOX_HEAD.POOLER_GAMMA == 0.2
+    assert cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "PSROIPool"
 
 
 def test_old_keys_on_a_base_of_today(read):
@@ -98,9 +139,9 @@ def test_old_keys_on_a_base_of_today(read):
     assert (head.POOLER_TYPE, head.POOLER_RESOLUTION) == ("DeformPSROIPool", 3)
     assert head.REDUCED_DIM == 256
     base = (CONFIGS / "Dynamic-RCNN/dynamic_rcnn_R_14_FPN_digits.yaml").resolve()
-    cfg, lines = read(f"_BASE_: {base}\nMODEL: {{DYNAMIC_RCNN: {{KI: 9}}}}")
+    cfg, renamed = read(f"_BASE_: {base}\nMODEL: {{DYNAMIC_RCNN: {{KI: 9}}}}")
     assert (cfg.MODEL.DYNAMIC_RCNN.IOU_TOPK, cfg.MODEL.DYNAMIC_RCNN.ERROR_TOPK) == (9, 6)
-    assert lines == ["MODEL.DYNAMIC_RCNN.KI is MODEL.DYNAMIC_RCNN.IOU_TOPK now."]
+    assert renamed == ["MODEL.DYNAMIC_RCNN.KI is MODEL.DYNAMIC_RCNN.IOU_TOPK now"]
 
 
 def test_keys_of_today_on_an_old_base(read, tmp_path):
@@ -123,23 +164,25 @@ SWAPPED = "MODEL.DEFORMABLE.META_ARCHITECTURE=RetinaNet"
 )
 def test_swapped_convolutions(text, opts, wanted, read):
     """The model's own name is the meta-architecture, wherever the two were given."""
-    cfg, lines = read(text, *opts)
+    cfg, renamed = read(text, *opts)
     assert cfg.MODEL.META_ARCHITECTURE == wanted
-    assert len(lines) == 1 and f"build_deformable_model is {wanted} now" in lines[0]
+    key = "MODEL.META_ARCHITECTURE"
+    assert renamed == [f"{key} build_deformable_model is {key} {wanted} now"]
 
 
 def test_options_of_the_command_line(read):
-    cfg, lines = read(
+    cfg, renamed = read(
         "SEED: 1",
         *("MODEL.MIMIC.SIZE", "64", "MODEL.DYNAMIC_RCNN.ITERATION_COUNT=7"),
         "MODEL.ANCHOR_GENERATOR.NAME=MXNetAnchorGenerator",
     )
     assert (cfg.MODEL.MIMIC.PATCH_SIZE, cfg.MODEL.DYNAMIC_RCNN.UPDATE_PERIOD) == (64, 7)
     assert cfg.MODEL.ANCHOR_GENERATOR.NAME == "PyFasterRCNNAnchorGenerator"
-    assert lines == [
-        "MODEL.MIMIC.SIZE is MODEL.MIMIC.PATCH_SIZE now.",
-        "MODEL.DYNAMIC_RCNN.ITERATION_COUNT is MODEL.DYNAMIC_RCNN.UPDATE_PERIOD now.",
-        "MODEL.ANCHOR_GENERATOR.NAME MXNetAnchorGenerator is PyFasterRCNNAnchorGenerator now.",
+    key = "MODEL.ANCHOR_GENERATOR.NAME"
+    assert renamed == [
+        "MODEL.MIMIC.SIZE is MODEL.MIMIC.PATCH_SIZE now",
+        "MODEL.DYNAMIC_RCNN.ITERATION_COUNT is MODEL.DYNAMIC_RCNN.UPDATE_PERIOD now",
+        f"{key} MXNetAnchorGenerator is {key} PyFasterRCNNAnchorGenerator now",
     ]
 
 

@@ -1,4 +1,4 @@
-"""A model and a data set are added as CONTRIBUTING.md tells, word by word."""
+"""A model and a data set are added with exactly the code that CONTRIBUTING.md shows."""
 
 import csv
 import json

@@ -64,7 +64,7 @@ def test_links(page):
 
 @each_page
 def test_python_compiles_and_imports_what_is_there(page):
-    # The modules that the page tells to write: their files are named in the first lines of blocks.
+    # Modules that the reader is to write: the first line of the block names the file.
     written = re.findall(r"^# (dcn_projects/[\w/]+)\.py$", page.read_text(), re.MULTILINE)
     written = {path.replace("/", ".") for path in written}
     for block in blocks(page):

@@ -29,6 +29,13 @@ def test_an_unknown_name_is_an_error_with_the_nearest(function):
     assert NAME in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("path", [__file__, "../setup.py"])
+def test_a_path_out_of_the_folder_is_no_config(path):
+    assert (CONFIGS / path).is_file()
+    with pytest.raises(RuntimeError, match="is not a config"):
+        model_zoo.get_config_file(path)
+
+
 def test_a_folder_is_no_config():
     with pytest.raises(RuntimeError, match="R-FCN is not a config"):
         model_zoo.get_config_file("R-FCN")

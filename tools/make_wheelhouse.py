@@ -30,7 +30,7 @@ COMES_WITH_TORCH = """
 # Part of Python since 3.5; the package would shadow it under `pip install --target`.
 STANDARD_LIBRARY = ["typing"]
 # More than the rest together. Training and evaluation work without them: OpenCV draws and rotates
-# (detectron2 does without), the next two make the generated data, the others export to ONNX.
+# (detectron2 does not need it), the next two make the generated data, the others export to ONNX.
 LARGE = ["opencv_python", "scikit_learn", "scipy", "onnx", "onnxruntime"]
 ONNX_ONLY = ["flatbuffers", "ml_dtypes", "onnx_ir", "onnxscript"]
 

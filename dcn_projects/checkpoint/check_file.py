@@ -65,7 +65,7 @@ def _damage(path: str) -> str:
 
 
 def _has_other_bytes(path: str) -> bool:
-    """Whether checksums say so, at which torch does not look."""
+    """Whether the checksums, which torch does not compare, are wrong."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is not None

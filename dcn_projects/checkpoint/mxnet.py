@@ -55,7 +55,7 @@ def scale_deltas(array: np.ndarray, factors, block: int = 1) -> np.ndarray:
 
 
 def _networks(options: ModelOptions) -> dict[str, dict[str, Rule]]:
-    """The layers of each network beside its ResNet. The first one tells which network it is."""
+    """The layers of each network beside its ResNet. The first of them identifies the network."""
     bins = options.bins
 
     def box_layer(target, block):

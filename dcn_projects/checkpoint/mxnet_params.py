@@ -9,7 +9,7 @@ import numpy as np
 __all__ = ["MAGIC", "read_params"]
 
 MAGIC = 0x112  # a file starts with it, as 64 bits
-# The first word of an array tells its version. Before V1 there was none: it is the rank.
+# The first word of an array is its version. Before V1 there was no version, and it is the rank.
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
 _MAX_RANK = 32
 _MAX_BYTES = 2**62  # sizes that NumPy can hold
@@ -103,7 +103,7 @@ def read_params(path: str | PathLike) -> dict[str, np.ndarray]:
     count = file.count(smallest=4)
     if count > _MAX_ARRAYS:
         raise file.error(f"{count} are more than a network has")
-    # The names come last, so that a damaged array is told by its number.
+    # The names follow after all arrays. An error about a damaged array can give its number only.
     arrays = []
     for i in range(count):
         file.what = f"array {i + 1} of {count}"

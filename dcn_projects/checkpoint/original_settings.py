@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from detectron2.config import CfgNode
 
+from dcn_projects.config_keys import value_of
 from dcn_projects.config_renames import current_value
 
 __all__ = [
@@ -32,7 +33,7 @@ def check_pixels(cfg: CfgNode, mean, std) -> None:
     expected = f"RGB {mean} or BGR {mean[::-1]}"
     if cfg.INPUT.FORMAT == "BGR":
         mean, std = mean[::-1], std[::-1]
-    # A mean as close as that of Caffe's networks is as good. One in the other order is not.
+    # A mean that differs by at most 1, as that of Caffe's networks, is accepted too.
     if cfg.INPUT.FORMAT not in ("RGB", "BGR") or not np.allclose(keys.PIXEL_MEAN, mean, atol=1):
         raise ValueError(
             f"INPUT.FORMAT is {cfg.INPUT.FORMAT} and MODEL.PIXEL_MEAN {list(keys.PIXEL_MEAN)}, but "
@@ -108,11 +109,4 @@ def heads_settings(cfg: CfgNode, pooler: str, legacy_anchors: bool) -> dict[str,
 
 def differences(cfg: CfgNode, settings: Mapping[str, object]) -> dict[str, object]:
     """Those of the settings, by full key, that are others in `cfg`."""
-    differing = {}
-    for key, value in settings.items():
-        node = cfg
-        for part in key.split("."):
-            node = node[part]
-        if current_value(key, node) != value:
-            differing[key] = value
-    return differing
+    return {k: v for k, v in settings.items() if current_value(k, value_of(cfg, k)) != v}

@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction from a command line or a program of the user's own."""
+"""Training, evaluation and drawing from a command line or a program of the user's own."""
 
 from dcn_projects.lazy_import import lazy_attributes
 
@@ -35,4 +35,4 @@ _MODULES = {
 }
 
 __all__ = list(_MODULES)
-__getattr__ = lazy_attributes(__name__, _MODULES)
+__getattr__, __dir__ = lazy_attributes(__name__, _MODULES)

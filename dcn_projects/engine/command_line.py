@@ -178,8 +178,8 @@ def _split(words: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _find(config_file: str) -> str:
-    """The path of a config, also by its name below configs/. One that is nowhere stays as it is."""
+    """The path of a config, given by its path or name. One that does not exist is unchanged."""
     try:
         return resolve_config_file(config_file)
-    except FileNotFoundError:  # read_config tells it
+    except FileNotFoundError:  # read_config reports the missing file
         return config_file

@@ -1,4 +1,3 @@
-import copy
 import logging
 from collections.abc import Iterable
 
@@ -12,14 +11,17 @@ from dcn_projects.errors import one_line_errors
 
 from .options import merge_options
 
-__all__ = ["read_config"]
+__all__ = ["read_config", "renamed_in"]
+
+# Path of a config file that was read -> the line that says which of its names were renamed.
+_RENAMED: dict[str, str] = {}
 
 
 def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:
     """
     Args:
-        config_file: one of configs/*/*.yaml, or its name below configs/. Keys of version 0.1 are
-            translated, and the log says so
+        config_file: one of configs/*/*.yaml, or its name below configs/. Names of version 0.1
+            are translated, and one line of the log says which
         opts: options that override it, see `merge_options`
     Returns:
         CfgNode: all keys of detectron2 and of this project
@@ -27,45 +29,64 @@ def read_config(config_file: str, opts: Iterable[str] = ()) -> CfgNode:
         OSError: if a file cannot be read
         ValueError: if a file or a pair is wrong, in one line that names it
     """
-    config_file = resolve_config_file(config_file)
+    config_file, opts = resolve_config_file(config_file), list(opts)
     cfg = get_cfg()
     add_dcn_config(cfg)
     with one_line_errors(config_file):
         try:
-            raw, lines, is_old = _load(config_file)
-            if is_old:
+            raw, renamed = _load(config_file, cfg)
+            if raw != CfgNode.load_yaml_with_base(config_file, allow_unsafe=True):
                 cfg.merge_from_other_cfg(CfgNode(raw))
             else:  # detectron2 does more, for its own old keys
                 cfg.merge_from_file(config_file)
         except RecursionError:
-            raise ValueError("by its _BASE_ it is, in the end, its own base") from None
+            raise ValueError("it is its own base: following _BASE_ leads back to it") from None
         except (AttributeError, TypeError) as e:  # detectron2 looks for keys in something else
             raise ValueError(
                 "the file, its _BASE_, or a section that it sets, holds no 'KEY: value' pairs"
             ) from e
-        merge_options(cfg, opts)
-        lines += rename_values(cfg)
-    for line in dict.fromkeys(lines):
-        logging.getLogger(__name__).warning(f"{config_file}: {line}.")
+        renamed += merge_options(cfg, opts)
+        renamed += rename_values(cfg)
+    _log_renamed(config_file, opts, renamed)
     return cfg
 
 
-def _load(config_file: str) -> tuple[dict, list[str], bool]:
+def renamed_in(config_file: str) -> str | None:
     """
-    A file, merged with its bases, in the keys of today; lines that say what was renamed; whether
-    anything was changed. Each file is translated before one on top of it is merged, which may have
-    the new keys already.
+    Args:
+        config_file: one that `read_config` has read
+    Returns:
+        str: the line that was logged about its names of version 0.1. None if it has none
     """
-    lines = []
+    return _RENAMED.get(resolve_config_file(config_file))
+
+
+def _log_renamed(config_file: str, opts: list[str], renamed: list[str]) -> None:
+    """Once, as a program may read a config several times."""
+    before = _RENAMED.pop(config_file, None)
+    if not renamed:
+        return
+    where = f"{config_file} or the options have" if opts else f"{config_file} has"
+    line = f"{where} names of version 0.1: {', '.join(dict.fromkeys(renamed))}"
+    _RENAMED[config_file] = line
+    if line != before:
+        logging.getLogger(__name__).warning(line)
+
+
+def _load(config_file: str, defaults: CfgNode) -> tuple[dict, list[str]]:
+    """
+    A file, merged with its bases, in the keys of today, and what was renamed. Each file is
+    translated before one on top of it is merged, which may have the new keys already.
+    """
+    renamed = []
 
     class Renaming(CfgNode):
         @classmethod
         def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
             raw = super().load_yaml_with_base(filename, allow_unsafe)
-            lines.extend(rename_keys(raw))
+            renamed.extend(rename_keys(raw, defaults))
             return raw
 
     raw = Renaming.load_yaml_with_base(config_file, allow_unsafe=True)
-    before = copy.deepcopy(raw)
-    lines.extend(upgrade_rfcn(raw))
-    return raw, lines, bool(lines) or raw != before
+    renamed.extend(upgrade_rfcn(raw))
+    return raw, renamed

@@ -1,6 +1,6 @@
 """
 Draw what models find on images, folders of images and videos: objects, or the classes of pixels.
-This needs OpenCV, which training and evaluation do without.
+This needs OpenCV, which training and evaluation do not need.
 """
 
 import os

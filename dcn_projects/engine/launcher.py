@@ -15,12 +15,14 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
     """
     Run `main(args)` in as many processes as asked for: those of torchrun, if it started this
     program, else those of `--num-gpus` and `--num-machines` through detectron2's launcher.
-    With fewer GPUs than processes, torchrun's talk over gloo; without torchrun and a GPU it is one.
+    If there are fewer GPUs than processes, they communicate over gloo. Without torchrun and without
+    a GPU, a single process runs.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun()
         main(args)
-        comm.synchronize()  # older gloo aborts if a process leaves while another still talks to it
+        # Older gloo aborts if a process ends while another one still communicates with it.
+        comm.synchronize()
         dist.destroy_process_group()
     elif torch.cuda.is_available():
         engine.launch(

@@ -2,12 +2,12 @@
 
 import ast
 import difflib
-import logging
 import re
 from collections.abc import Iterable, Iterator
 
 from yacs.config import CfgNode  # that of detectron2 is one, and detectron2 takes long to import
 
+from dcn_projects.config_keys import leaves, value_of
 from dcn_projects.config_renames import rename_option
 
 __all__ = ["TENSORPACK_KEYS", "is_key", "is_option", "merge_options", "option_pairs"]
@@ -76,18 +76,20 @@ def option_pairs(words: Iterable[str]) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def merge_options(cfg: CfgNode, opts: Iterable[str]) -> None:
+def merge_options(cfg: CfgNode, opts: Iterable[str]) -> list[str]:
     """
     Args:
         cfg: changed in place
-        opts: see `option_pairs`. Keys of version 0.1 are translated, and the log says so
+        opts: see `option_pairs`. Keys of version 0.1 are translated
+    Returns:
+        list: what was renamed
     Raises:
         ValueError: for a key that does not exist, has no value or one of the wrong type
     """
+    renamed = []
     for key, text in option_pairs(opts):
-        key, text, lines = rename_option(cfg, key, text)
-        for line in lines:
-            logging.getLogger(__name__).warning(f"{line}.")
+        key, text, names = rename_option(cfg, key, text)
+        renamed += names
         old = _find(cfg, key)
         value = text
         if isinstance(old, float) and type(_literal(text)) is int:
@@ -95,8 +97,9 @@ def merge_options(cfg: CfgNode, opts: Iterable[str]) -> None:
         try:
             cfg.merge_from_list([key, value])
         except (ValueError, AssertionError) as e:
-            wanted = type(old).__name__
-            raise ValueError(f"{key}={text}: a {wanted} is wanted, such as {old!r}") from e
+            expected = type(old).__name__
+            raise ValueError(f"{key}={text}: expected a {expected}, such as {old!r}") from e
+    return renamed
 
 
 def is_key(word: str) -> bool:
@@ -112,7 +115,7 @@ def is_option(word: str) -> bool:
     key, equals, _ = word.partition("=")
     if not is_key(key) or equals:
         return is_key(key)
-    from detectron2.config import get_cfg  # imports torch, which --help does without
+    from detectron2.config import get_cfg  # imports torch, which --help does not need
 
     group = key.partition(".")[0]
     return group in get_cfg() or any(group == name.partition(".")[0] for name in TENSORPACK_KEYS)
@@ -120,29 +123,21 @@ def is_option(word: str) -> bool:
 
 def _find(cfg: CfgNode, key: str):
     """The value that a key has."""
-    node = cfg
-    for part in key.split("."):
-        if not isinstance(node, CfgNode) or part not in node:
-            raise ValueError(_unknown(cfg, key))
-        node = node[part]
-    if isinstance(node, CfgNode):
-        raise ValueError(f"{key} is a group of keys: {', '.join(node)}")
-    return node
+    try:
+        value = value_of(cfg, key)
+    except KeyError:
+        raise ValueError(_unknown(cfg, key)) from None
+    if isinstance(value, CfgNode):
+        raise ValueError(f"{key} is a group of keys: {', '.join(value)}")
+    return value
 
 
 def _unknown(cfg: CfgNode, key: str) -> str:
     if key in TENSORPACK_KEYS:
         return f"{key} is a key of tensorpack. Here it is {TENSORPACK_KEYS[key]}"
-    close = difflib.get_close_matches(key.upper(), _keys(cfg), n=1, cutoff=_NEAR)
+    keys = [name for name, _ in leaves(cfg)]
+    close = difflib.get_close_matches(key.upper(), keys, n=1, cutoff=_NEAR)
     return f"there is no key {key}" + "".join(f"; the nearest is {name}" for name in close)
-
-
-def _keys(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _keys(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def _literal(text: str):

@@ -55,28 +55,29 @@ def numbered(folder: Path) -> dict[int, Path]:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """
-    The checkpoint that `last_checkpoint` in a folder names; None if there is no such file. Where it
-    names none that is there, as after a crash while it was written, it is made to name the newest.
+    The checkpoint that the file `last_checkpoint` in a folder names; None if there is no such file.
+    If the checkpoint does not exist, as after a crash while the file was written, the newest one is
+    used, and the file is changed to name it.
 
     Raises:
-        FileNotFoundError: if there is none at all
+        FileNotFoundError: if the folder has no checkpoint
     """
-    told_by = folder / "last_checkpoint"
-    if not told_by.exists():
+    named_by = folder / "last_checkpoint"
+    if not named_by.exists():
         return None
-    name = told_by.read_text(errors="replace").strip()
+    name = named_by.read_text(errors="replace").strip()
     if name and (folder / name).is_file():
         return folder / name
     there = numbered(folder)
     if not there:
         raise FileNotFoundError(
-            f"{told_by} names {name or 'nothing'}, which is not there: delete it"
+            f"{named_by} names {name or 'nothing'}, which does not exist: delete {named_by.name}"
         )
     newest = there[max(there)]
-    print(f"{told_by} names {name or 'nothing'}, which is not there: {newest.name} is taken.")
+    print(f"{named_by} names {name or 'nothing'}, which does not exist: {newest.name} is used.")
     part = folder / f"last_checkpoint.{os.getpid()}"  # several processes may do this at a time
     part.write_text(newest.name)
-    part.replace(told_by)
+    part.replace(named_by)
     return newest
 
 
@@ -85,7 +86,7 @@ def checkpoint_after(folder: Path, iteration: int) -> Path:
     there = numbered(folder)
     final = folder / "model_final.pth"
     if iteration not in there and final.exists():
-        import torch  # the names above are asked for by --help, which does without
+        import torch  # not at the top: --help imports this module and needs no torch
 
         from dcn_projects.checkpoint import check_weights
 

@@ -81,6 +81,8 @@ def trained_config(
         logging.getLogger(__name__).warning("No GPU: the model runs on the CPU.")
         cfg.MODEL.DEVICE = "cpu"
     with one_line_errors(config_file):
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):  # detectron2's predictor can feed no other
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT}, expected RGB or BGR")
         check_keys(cfg)
         check_weights(cfg.MODEL.WEIGHTS, told_by)
     return cfg

@@ -20,7 +20,7 @@ class SemSegIoUEvaluator(DatasetEvaluator):
     the IoU NaN and does not count in the mean, as in Cityscapes' own evaluation; the
     MXNet code of DeepLab counts it as 0.
 
-    There are two protocols: at the size of the annotations and, where the model tells its "labels",
+    There are two protocols: at the size of the annotations and, where the model returns "labels",
     at the size of the scaled image, to which the annotations are scaled by repeating pixels. In the
     latter the MXNet code of DeepLab evaluates VOC, with a short side of 360.
     """

@@ -36,7 +36,7 @@ _PRIVATE_NAMES, _MISSING = _find_private_names()
 if _MISSING:
     warnings.warn(
         f"torch {torch.__version__} has no {_MISSING}, which dcn_projects needs for torch.func: "
-        "the operators have gradients as usual, but torch.func refuses them.",
+        "the operators still have gradients, but torch.func refuses them.",
         stacklevel=2,
     )
 

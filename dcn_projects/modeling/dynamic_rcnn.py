@@ -137,7 +137,7 @@ def proposal_statistics(
     reference_quirk: bool = False,
 ) -> Tensor:
     """
-    What Dynamic R-CNN wants to know of the proposals of an iteration (arXiv 2004.06002, Sec. 4):
+    What Dynamic R-CNN measures on the proposals of an iteration (arXiv 2004.06002, Sec. 4):
     the K_I-th largest IoU and the K_beta-th smallest regression error, the latter among those
     that the threshold makes foreground. With fewer proposals than that it is the last one.
 
@@ -258,7 +258,7 @@ class DynamicTraining(nn.Module):
         """
         Args:
             thresholds: IoU at the start of each stage
-            key: of MODEL, that tells them
+            key: the key below MODEL that has these thresholds, named in errors
         Raises:
             ValueError: naming the key whose value cannot be used
         """

@@ -72,7 +72,7 @@ class MultiScaleTTA(GeneralizedRCNNWithTTA):
                 change what is found. None is 1 for "raw", and 3, as in detectron2, otherwise
         Raises:
             ValueError: if a key has a value that cannot be used
-            TypeError: if the box head cannot tell what it has before NMS
+            TypeError: if the box head cannot return its boxes and scores before NMS
         """
         options = augmentation_options(cfg)
         raw = options.pop("raw")

@@ -50,4 +50,4 @@ __all__ = [
     "show",
     *_DRAWING,
 ]
-__getattr__ = lazy_attributes(__name__, _DRAWING)
+__getattr__, __dir__ = lazy_attributes(__name__, _DRAWING)

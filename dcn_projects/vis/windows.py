@@ -19,7 +19,7 @@ for path in sys.argv[1:]:
 
 
 def has_display() -> bool:
-    """Whether a window can be opened, as far as the environment tells."""
+    """Whether a window can be opened, judged by the environment variables."""
     if sys.platform in ("darwin", "win32"):
         return True
     return any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))

@@ -1,4 +1,4 @@
-"""What a source must have, and how two ResNets are told apart."""
+"""What a source must have, and how two ResNets are distinguished."""
 
 from dcn_projects.checkpoint.conversion_rules import expected_parameters
 from dcn_projects.checkpoint.parameter_names import differing_stages

@@ -48,7 +48,7 @@ def make_cfg(config: Path, *opts):
 
 
 def original_of(leaf: Path) -> Original:
-    """The network that a config stands for, as its name tells."""
+    """The network of the original that a config describes, found by the config's name."""
     name = FOLDERS[leaf.parent.name]
     classes = 21 if "voc" in leaf.name else 19 if name == "DeepLab" else 81
     anchors = 3 if name == "FPN" else 15 if "_800" in leaf.name else 12 if classes == 81 else 9

@@ -10,7 +10,7 @@ MISTAKES = {
     "": "no 'KEY: value' pairs",
     "MODEL: 3": "no 'KEY: value' pairs",
     "_BASE_: 3": "no 'KEY: value' pairs",
-    "_BASE_: config.yaml": "its own base",
+    "_BASE_: config.yaml": "leads back to it",
     "MODEL: {RFCM: 1}": "MODEL.RFCM",
     "MODEL: {MASK_ON: 7": "line 1",
     "MODEL:\n  ROI_BOX_HEAD: {POOLER_GAMMA: much}": "MODEL.ROI_BOX_HEAD.POOLER_GAMMA",

@@ -51,7 +51,7 @@ def iterations():
     with open(FOLDER + "/kept.jsonl") as f:
         return [json.loads(line)[0] for line in f.read().splitlines()]
 
-def torchrun(rank):  # what its processes are told
+def torchrun(rank):  # the environment that it gives to its processes
     numbers = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes)
     os.environ.update({name: str(number) for name, number in numbers.items()})
     os.environ.update(TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=PORT)

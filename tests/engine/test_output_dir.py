@@ -57,15 +57,15 @@ def test_the_final_one_is_known_by_its_content(setup, folder):
 
 @pytest.mark.parametrize("content", ["", "model_0000011.pth"])
 def test_a_file_that_names_no_checkpoint(content, setup, folder, capsys):
-    """As after a crash. The newest is taken, by detectron2 too."""
+    """As after a crash. The newest is used, by detectron2 too."""
     (folder / "last_checkpoint").write_text(content)
     assert setup("--eval-only").MODEL.WEIGHTS == str(folder / "model_0000009.pth")
-    assert "model_0000009.pth is taken" in capsys.readouterr().out
+    assert "model_0000009.pth is used" in capsys.readouterr().out
     assert (folder / "last_checkpoint").read_text() == "model_0000009.pth"
     (folder / "last_checkpoint").write_text(content)
     for path in folder.glob("model_*.pth"):
         path.unlink()
-    with pytest.raises(SystemExit, match="last_checkpoint names .*delete it"):
+    with pytest.raises(SystemExit, match="last_checkpoint names .*: delete last_checkpoint"):
         setup("--eval-only")
 
 

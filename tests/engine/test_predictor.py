@@ -4,6 +4,7 @@ import torch
 from detectron2.data import Metadata
 
 from dcn_projects.engine import build_predictor, read_config
+from dcn_projects.engine.predictor import trained_config
 from dcn_projects.layers import DeformableConv2d
 from dcn_projects.modeling import build_model
 
@@ -23,6 +24,11 @@ def test_model_of_which_convolutions_are_made_deformable(tmp_path):
     assert not predictor.model.training and isinstance(predictor.metadata, Metadata)
     image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), np.uint8)
     assert predictor(image)["instances"].image_size == (64, 80)
+
+
+def test_format_of_images():
+    with pytest.raises(ValueError, match=f"{CONFIG}: INPUT.FORMAT is YUV-BT.601, expected RGB"):
+        trained_config(CONFIG, "model.pth", [*SMALL, "INPUT.FORMAT=YUV-BT.601"])
 
 
 def test_weights_of_the_config_and_of_the_output_folder(tmp_path):

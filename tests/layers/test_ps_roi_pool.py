@@ -117,7 +117,7 @@ def test_published_values(device, dtype):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_halves_are_rounded_away_from_zero(device):
-    # A ramp of one cell a pixel: the mean of cells R(x0), ..., R(x1) - 1 tells both corners.
+    # A ramp of one cell a pixel: the mean of cells R(x0), ..., R(x1) - 1 depends on both corners.
     input = torch.arange(8.0, dtype=torch.float64, device=device).view(1, 1, 1, 8)
     rois = [[0, 0.5, 0, 2.5, 1], [0, 1.5, 0, 4.5, 1], [0, -0.5, 0, 2.5, 1], [0, -2.5, 0, -0.5, 1]]
     out = ps_roi_pool(input, torch.tensor(rois).to(input), 1, 1.0)

@@ -107,7 +107,8 @@ def test_detections(case):
     ours = np.column_stack((detections.pred_classes + 1, detections.scores, boxes))
     expected = recorded["detections"]
     if scale == 1:
-        np.testing.assert_allclose(ours, expected, atol=2e-3)
+        # Pixels and scores. The rounding of float32 in 101 layers depends on the processor.
+        np.testing.assert_allclose(ours, expected, atol=2e-3, rtol=1e-5)
     else:
         assert len(ours) == len(expected)
         found = [np.abs(ours - e).max(axis=1).min() < 2e-3 for e in expected]

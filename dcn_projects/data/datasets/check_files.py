@@ -20,7 +20,7 @@ PATH_KEYS += ("sem_seg_root", "voc_root", "panoptic_json", "panoptic_root")
 
 
 def expected_paths(name: str) -> list[str]:
-    """The files and folders that a registered data set cannot do without."""
+    """The files and folders that a registered data set needs."""
     meta = MetadataCatalog.get(name)
     paths = [meta.get(key) for key in PATH_KEYS]
     if meta.get("dirname"):

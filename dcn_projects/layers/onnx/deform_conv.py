@@ -29,7 +29,7 @@ def deform_conv(
         taps = np.stack(np.indices(kernel), -1) * dilation - padding
         moved = _legacy_offset(input, moved, np.resize(taps, channels), sizes(offset)[2:], stride)
     else:
-        # The standard says nothing of NaN, and some runtimes make an index of it.
+        # The standard does not define NaN, and some runtimes convert it to an index.
         moved = op.Where(op.IsNaN(moved), constant(OUTSIDE, real_dtype(input)), moved)
     out = op.DeformConv(
         to_real(input, input),

@@ -134,7 +134,7 @@ class MimicRCNN(GeneralizedRCNN):
         classes = torch.cat([p.gt_classes for p in chosen])
         weight = 1.0
         if len(classes) == 0:
-            # The first image as a whole, for nothing, so that all layers run: SyncBN waits for
+            # The first image as a whole, only so that all layers run: SyncBN waits for
             # every process, and DistributedDataParallel for every gradient.
             height, width = images.image_sizes[0]
             boxes[0] = Boxes(boxes[0].tensor.new_tensor([[0, 0, width, height]]))
@@ -149,7 +149,7 @@ class MimicRCNN(GeneralizedRCNN):
         student = self.roi_heads.box_features(features, boxes)
         teacher = self.roi_heads.box_features(self.backbone(patches), [Boxes(whole)] * len(patches))
         target = teacher.detach() if self.detach_teacher else teacher
-        # In float32: 16 bits cannot tell a cosine of 0.999 from 1.
+        # In float32, as bfloat16 rounds a cosine of 0.999 to 1.
         distance = 1 - F.cosine_similarity(student.float(), target.float(), dim=1)
         cos = distance.mean() if self.reduction == "mean" else distance.sum() / len(images)
         cls = F.cross_entropy(self.mimic_score(teacher).float(), classes)

@@ -221,7 +221,7 @@ class DeformROIHeads(OHEMROIHeads):
 class DynamicROIHeads(OHEMROIHeads):
     """
     Heads of Dynamic R-CNN (arXiv 2004.06002), with all else of `CombinedROIHeads`. In training they
-    have a `DynamicTraining`; inference is as ever.
+    have a `DynamicTraining`. It does not change inference.
     """
 
     always_dynamic = True

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads)
       const T score = scores[begin + i];
       if (!(score > rule.score_threshold)) continue;
       const T* box = boxes + (begin + i) % g.B * 4;
-      // In any order: which of equal scores is first is told by the index.
+      // The slots are in any order. Of equal scores, the one with the lower index is first.
       slots.set(atomicAdd(&candidates, 1), {box[0], box[1], box[2], box[3]}, score, i);
     }
     __syncthreads();
