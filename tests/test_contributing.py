@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from dcn_projects.data.datasets.warped_digits import make_dataset
-
 from .markdown_pages import ROOT, blocks, commands
 
 PAGE = ROOT / "CONTRIBUTING.md"
@@ -22,13 +20,17 @@ def project(tmp_path_factory):
     """A folder with the files of the page, and tiny data sets in datasets/."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "my_project").mkdir()
-    (folder / "my_project/__init__.py").touch()
+    (folder / "tools").symlink_to(ROOT / "tools")
     for block in blocks(PAGE):
         first = block.text.partition("\n")[0]
         if block.language in ("python", "yaml") and first.startswith("# my_project/"):
             (folder / first.removeprefix("# ")).write_text(block.text)
+    # As the page tells, but fewer and smaller images.
+    (command,) = commands_of("data")
+    few = ["--size", "96", "--count-train", "8", "--count-test", "4"]
+    code, output = run(folder, command + few)
+    assert code == 0, output
     digits = folder / "datasets/digits_coco"
-    make_dataset(str(digits), "coco", size=96, count_train=8, count_test=4)
     for split in ("train", "test"):
         write_boxes(digits, split, folder / "datasets/boxes" / split)
     return folder
