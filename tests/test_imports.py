@@ -1,10 +1,13 @@
 """Imports run downwards and in no circle. They are read from the sources: nothing is imported."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 import pytest
+
+from .markdown_pages import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "dcn_projects"
@@ -90,6 +93,13 @@ def test_imports_are_understood(source, expected):
 def test_every_module_has_a_level():
     units = {unit(module) for module in MODULES} - {PACKAGE}
     assert units == set(LEVEL), "name new ones in LEVELS, and leave out those that are gone"
+
+
+def test_contributing_draws_these_levels():
+    first = "train_net.py, tools, demo, tests\n"
+    (picture,) = (b.text for b in blocks(ROOT / "CONTRIBUTING.md") if b.text.startswith(first))
+    lines = [re.sub("^ *-> ", "", line) for line in picture.splitlines()[1:]]
+    assert [set(line.split(", ")) for line in reversed(lines)] == LEVELS
 
 
 @pytest.mark.parametrize("importer", sorted(LEVEL))
