@@ -9,11 +9,12 @@ from detectron2.projects.deeplab import add_deeplab_config
 from torch import nn
 
 from dcn_projects.config import add_dcn_config, checks_of, keys_read_by
+from dcn_projects.config_keys import leaves, value_of
 from dcn_projects.errors import one_line
 from dcn_projects.modeling import meta_architecture
 from dcn_projects.modeling.test_time_augmentation import augmentation_options
 
-from .tasks import REGISTRIES, TASKS, task_of, value_of
+from .tasks import REGISTRIES, TASKS, task_of
 
 __all__ = [
     "check_augmentation",
@@ -96,22 +97,14 @@ def _changed_keys(cfg: CfgNode) -> dict[str, object]:
     detectron2, ours = get_cfg(), get_cfg()
     add_deeplab_config(detectron2)
     add_dcn_config(ours)
-    known, given = dict(_leaves(detectron2)), dict(_leaves(cfg))
+    known, given = dict(leaves(detectron2)), dict(leaves(cfg))
     changed = {
         key: given[key]
-        for key, default in _leaves(ours)
+        for key, default in leaves(ours)
         if key not in known and given[key] != default
     }
     poolers = POOLERS if cfg.MODEL.MASK_ON else POOLERS[:1]
     return changed | {k: given[k] for k in poolers if given[k] not in POOLERS_OF_DETECTRON2}
-
-
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, object]]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _is_below(key: str, groups: Iterable[str]) -> bool:
@@ -170,8 +163,8 @@ def check_training(cfg: CfgNode) -> None:
 
 def check_preprocessing(cfg: CfgNode) -> None:
     """
-    Warns if the ImageNet weights that training starts from want other pixels or another stride:
-    the model learns all the same, but worse.
+    Warns if the ImageNet weights that training starts from were trained with other pixels or
+    another stride: the model still learns, but reaches a lower accuracy.
     """
     if "ImageNetPretrained/MSRA/" not in cfg.MODEL.WEIGHTS:
         return

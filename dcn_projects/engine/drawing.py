@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 
+from dcn_projects.config_keys import value_of
 from dcn_projects.data.images import read_bgr_image
 from dcn_projects.errors import one_line_errors
 from dcn_projects.vis import (
@@ -27,7 +28,7 @@ from dcn_projects.vis import (
 
 from .picture_paths import Drawing, PictureNames, is_video, plan_drawings
 from .predictor import load_predictor, trained_config
-from .tasks import task_of, value_of
+from .tasks import task_of
 
 __all__ = ["DETECTRON2_STYLE", "TENSORPACK_STYLE", "PictureStyle", "draw_predictions"]
 

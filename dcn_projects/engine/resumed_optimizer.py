@@ -12,8 +12,8 @@ def in_own_order(
 ) -> dict:
     """
     The state of an optimizer for a model whose modules come in another order than when it was
-    saved. PyTorch tells parameters apart by their number alone, and would silently give the
-    momentum of one parameter to another.
+    saved. PyTorch knows parameters by their number alone, and would silently give the momentum of
+    one parameter to another.
 
     Args:
         saved: `state_dict()` of the optimizer

@@ -29,7 +29,7 @@ from .check_config import (
     check_preprocessing,
     check_training,
 )
-from .config import read_config
+from .config import read_config, renamed_in
 from .launcher import launch
 from .options import option_pairs
 from .output_dir import last_checkpoint, weights_to_evaluate
@@ -69,6 +69,8 @@ def main(args: Namespace, trainer: type[Trainer] = Trainer):
     with _exit_with_one_line():
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="dcn_projects")
+        if renamed := renamed_in(args.config_file):  # also for the log in OUTPUT_DIR
+            logging.getLogger(__name__).warning(renamed)
         with one_line_errors(args.config_file):
             run = prepare(cfg, args, trainer)
     with _exit_with_one_line_of_a_run(cfg):

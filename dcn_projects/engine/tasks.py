@@ -1,7 +1,7 @@
 """
-What kinds of models there are. This is the only place that tells them apart: whoever has to know
-where the number of classes is, which mapper reads the data or which evaluator measures the results
-asks `task_of(cfg)`. A new kind of model is one more row, which a program of the user's own can add.
+What kinds of models there are. This is the only place that distinguishes them: code that has to
+know where the number of classes is, which mapper reads the data or which evaluator measures the
+results asks `task_of(cfg)`. A new kind of model is one more row, which a user's program can add.
 """
 
 import functools
@@ -27,6 +27,7 @@ from detectron2.modeling import (
 )
 from torch import nn
 
+from dcn_projects.config_keys import value_of
 from dcn_projects.data import CheckedDatasetMapper, SemSegMapper, read_labels
 from dcn_projects.evaluation import (
     CityscapesIoUEvaluator,
@@ -44,7 +45,6 @@ __all__ = [
     "Task",
     "register_task",
     "task_of",
-    "value_of",
 ]
 
 # Key that names a part of a model -> where the part is registered.
@@ -201,8 +201,3 @@ def task_of(cfg: CfgNode) -> Task:
         "model has its number of classes and how it is evaluated. Say so with "
         "dcn_projects.engine.register_task (CONTRIBUTING.md shows how)"
     )
-
-
-def value_of(cfg: CfgNode, key: str):
-    """The value of a key that is written in full, such as "MODEL.MASK_ON"."""
-    return functools.reduce(lambda node, part: node[part], key.split("."), cfg)

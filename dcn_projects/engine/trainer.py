@@ -116,7 +116,7 @@ class Trainer(DefaultTrainer):
 
     def load_state_dict(self, state_dict):
         if "_trainer" in state_dict:
-            # What tells SGD from AdamW; other keys come and go with versions of torch.
+            # SGD has momentum and AdamW betas; other keys depend on the version of torch.
             saved, own = (
                 {"momentum", "betas"} & state["optimizer"]["param_groups"][0].keys()
                 for state in (state_dict["_trainer"], self._trainer.state_dict())
