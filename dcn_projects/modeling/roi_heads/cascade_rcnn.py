@@ -1,4 +1,5 @@
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads
+from detectron2.modeling.matcher import Matcher
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, build_box_head
 
 from ..box_nms import without_nms
 from ..dynamic_rcnn import DynamicTraining
@@ -23,18 +24,20 @@ class DeformCascadeROIHeads(CombinedROIHeads, CascadeROIHeads):
 
     @classmethod
     def _init_box_head(cls, cfg, input_shape):
+        # In the order of the base class, which would also draw predictors of detectron2 that these
+        # heads replace. So a seed gives the same network as in version 0.1.
         _check(cfg)
-        return super()._init_box_head(cfg, input_shape)
-
-    @classmethod
-    def _init_outputs(cls, cfg, ret):
-        outputs = []
+        ret, pooled = cls._init_box_pooler(cfg, input_shape)
+        cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
+        heads, outputs = [], []
         cfg = cfg.clone()
         cfg.defrost()
-        for head, weights in zip(ret["box_heads"], cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS):
+        for weights in cascade.BBOX_REG_WEIGHTS:
             cfg.MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS = weights
-            outputs.append(cls.output_layers(cfg, head.output_shape))
-        return {"box_predictors": outputs}
+            heads.append(build_box_head(cfg, pooled))
+            outputs.append(cls.output_layers(cfg, heads[-1].output_shape))
+        matchers = [Matcher([iou], [0, 1]) for iou in cascade.IOUS]
+        return {**ret, "box_heads": heads, "box_predictors": outputs, "proposal_matchers": matchers}
 
     @classmethod
     def _init_dynamic(cls, cfg):

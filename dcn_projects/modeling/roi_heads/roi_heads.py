@@ -3,7 +3,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_box_head
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
@@ -76,15 +76,19 @@ class CombinedROIHeads:
         return ret
 
     @classmethod
-    def _init_box_head(cls, cfg, input_shape):
+    def _init_box_pooler(cls, cfg, input_shape) -> tuple[dict, ShapeSpec]:
+        """Arguments of the class for all before the box head, and the shape that the head reads."""
         shapes = _narrowed_shapes(cfg, input_shape)
-        conv_new = _build_conv_new(cfg, input_shape)
-        cfg_of_base, pooler = cls._replace_pooler(cfg, "ROI_BOX_HEAD", shapes)
-        ret = super()._init_box_head(cfg_of_base, shapes)
-        ret.update(cls._init_outputs(cfg, ret))
-        if pooler is not None:
-            ret["box_pooler"] = pooler
-        return {**ret, "conv_new": conv_new}
+        features, keys = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.ROI_BOX_HEAD
+        ret = {"box_in_features": features, "conv_new": _build_conv_new(cfg, input_shape)}
+        side, of_features = keys.POOLER_RESOLUTION, [shapes[f] for f in features]
+        if keys.POOLER_TYPE == "ROIPool" and not cls.rounds_as_original:
+            scales = [1.0 / shape.stride for shape in of_features]
+            pooler = ROIPooler(side, scales, keys.POOLER_SAMPLING_RATIO, "ROIPool")
+        else:
+            pooler = build_roi_pooler(cfg, "ROI_BOX_HEAD", of_features)
+        pooled = ShapeSpec(channels=of_features[0].channels, height=side, width=side)
+        return {**ret, "box_pooler": pooler}, pooled
 
     @classmethod
     def _init_mask_head(cls, cfg, input_shape):
@@ -171,8 +175,15 @@ class OHEMROIHeads(CombinedROIHeads, StandardROIHeads):
     """
 
     @classmethod
-    def _init_outputs(cls, cfg, ret):
-        return {"box_predictor": cls.output_layers(cfg, ret["box_head"].output_shape)}
+    def _init_box_head(cls, cfg, input_shape):
+        shapes = _narrowed_shapes(cfg, input_shape)
+        conv_new = _build_conv_new(cfg, input_shape)
+        cfg_of_base, pooler = cls._replace_pooler(cfg, "ROI_BOX_HEAD", shapes)
+        ret = super()._init_box_head(cfg_of_base, shapes)
+        ret["box_predictor"] = cls.output_layers(cfg, ret["box_head"].output_shape)
+        if pooler is not None:
+            ret["box_pooler"] = pooler
+        return {**ret, "conv_new": conv_new}
 
     @classmethod
     def _init_dynamic(cls, cfg):
@@ -215,6 +226,15 @@ class DeformROIHeads(OHEMROIHeads):
     """
 
     rounds_as_original = True
+
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        # The base class would also draw the weights of a predictor of detectron2, which these heads
+        # replace. Without it, a seed gives the same network as in version 0.1.
+        ret, pooled = cls._init_box_pooler(cfg, input_shape)
+        ret["box_head"] = build_box_head(cfg, pooled)
+        ret["box_predictor"] = cls.output_layers(cfg, ret["box_head"].output_shape)
+        return ret
 
 
 @ROI_HEADS_REGISTRY.register()
