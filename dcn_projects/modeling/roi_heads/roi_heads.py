@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dcn_projects.config import reads
 
 from ..box_nms import soft_nms_options
-from ..dynamic_rcnn import DynamicTraining
+from ..dynamic_rcnn import DynamicTraining, warn_of_unused_keys
 from ..poolers import build_roi_pooler
 from .fast_rcnn import BoxOutputLayers
 
@@ -73,6 +73,8 @@ class CombinedROIHeads:
         ret = super().from_config(cfg, input_shape)
         if cls.always_dynamic or cfg.MODEL.DYNAMIC_RCNN.ENABLED:
             ret.update(cls._init_dynamic(cfg))
+        else:
+            warn_of_unused_keys(cfg)
         return ret
 
     @classmethod
@@ -187,11 +189,16 @@ class OHEMROIHeads(CombinedROIHeads, StandardROIHeads):
 
     @classmethod
     def _init_dynamic(cls, cfg):
+        labels = list(cfg.MODEL.ROI_HEADS.IOU_LABELS)
+        if labels != [0, 1]:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.IOU_LABELS is {labels}, with MODEL.ROI_HEADS.IOU_THRESHOLDS "
+                f"{list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS)}: Dynamic R-CNN has one threshold "
+                "between background and foreground. Use [0, 1], and one IoU"
+            )
         keys = cfg.MODEL.DYNAMIC_RCNN
         key = "DYNAMIC_RCNN.WARMUP_IOU" if keys.DLA else "ROI_HEADS.IOU_THRESHOLDS"
         thresholds = [keys.WARMUP_IOU] if keys.DLA else list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS)
-        if len(thresholds) != 1:
-            raise ValueError(f"MODEL.{key} is {thresholds}, expected one IoU")
         dynamic = DynamicTraining.from_config(cfg, thresholds, key)
         return {"dynamic": dynamic, "proposal_matcher": dynamic.matchers[0]}
 
