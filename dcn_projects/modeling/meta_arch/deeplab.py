@@ -147,8 +147,8 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-@reads("TEST.WINDOW_SIZE", "TEST.WINDOW_STRIDE", checks=[window_options])
 @META_ARCH_REGISTRY.register()
+@reads("TEST.WINDOW_SIZE", "TEST.WINDOW_STRIDE", checks=[window_options])
 class DeepLab(SemanticSegmentor):
     """
     SemanticSegmentor, with any head, that tests image by image, so that none is padded to the size
