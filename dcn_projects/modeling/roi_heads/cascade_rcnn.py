@@ -47,7 +47,7 @@ class DeformCascadeROIHeads(CombinedROIHeads, CascadeROIHeads):
 
     def _forward_box(self, features, proposals, targets=None):
         features, last = self._narrow(features), self.box_predictor[-1]
-        if self.training or last.nms_type == "hard":
+        if self.training or last.nms_type in ("hard", "none"):
             return super()._forward_box(features, proposals, targets)
         # The base class has its NMS in the same function as the stages.
         with without_nms(last):

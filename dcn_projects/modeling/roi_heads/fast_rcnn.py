@@ -58,7 +58,8 @@ class BoxOutputLayers(FastRCNNOutputLayers):
             ohem_num: RoIs kept per image; 0 keeps all
             ohem_box_loss: the choice is by both losses, and for both. False: it is by the cross
                 entropy alone, and the box loss is that of all RoIs
-            nms_type: "hard", "linear" or "gaussian". The first two use `test_nms_thresh`
+            nms_type: "hard", "linear" or "gaussian", of which the first two use `test_nms_thresh`;
+                or "none" for everything above `test_score_thresh`, in no particular order
             soft_nms_sigma: width of the Gaussian
             soft_nms_score_thresh: soft-NMS drops a box whose score does not stay above this
             others: as in FastRCNNOutputLayers
@@ -145,7 +146,7 @@ class BoxOutputLayers(FastRCNNOutputLayers):
 
     def inference(self, predictions, proposals: list[Instances]):
         """
-        Scores above `test_score_thresh`, NMS within each class, then the best
+        Scores above `test_score_thresh`, the NMS of `nms_type` within each class, then the best
         `test_topk_per_image` of the image.
 
         Returns:
@@ -158,9 +159,11 @@ class BoxOutputLayers(FastRCNNOutputLayers):
         detections, rois = [], []
         for b, s, p in zip(boxes, scores, proposals):
             found, of = detections_above(b, s, p.image_size, self.test_score_thresh)
-            kept, indices = self.suppress(found)
-            detections.append(kept)
-            rois.append(of[indices])
+            if self.nms_type != "none":
+                found, kept = self.suppress(found)
+                of = of[kept]
+            detections.append(found)
+            rois.append(of)
         return detections, rois
 
     def suppress(self, detections: Instances) -> tuple[Instances, Tensor]:
