@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import Conv2d, ROIAlignRotated, ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_roi_heads
 from detectron2.modeling.poolers import ROIPooler
 from detectron2.modeling.roi_heads import (
@@ -15,7 +15,14 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.testing import assert_close
 
-from dcn_projects.modeling import BoxOutputLayers, CombinedROIHeads, LevelPooler, MXNetOutputLayers
+from dcn_projects.engine import check_keys
+from dcn_projects.modeling import (
+    BoxOutputLayers,
+    CombinedROIHeads,
+    LevelPooler,
+    MXNetOutputLayers,
+    OHEMROIHeads,
+)
 from dcn_projects.modeling.poolers import build_roi_pooler
 from tests.modeling.small_heads import SHAPES, make_heads, make_heads_cfg
 
@@ -200,6 +207,39 @@ def test_impossible_cascades_are_named(cascade, box_head, message):
     cfg.MODEL.ROI_BOX_CASCADE_HEAD.update(cascade)
     with pytest.raises(ValueError, match=message):
         build_roi_heads(cfg, SHAPES)
+
+
+@pytest.mark.parametrize(
+    "name, key, value, message",
+    [(name, "ROI_BOX_HEAD.NAME", "", f"ROI_BOX_HEAD.NAME is empty: {name} needs") for name in NAMES]
+    + [
+        ("DeformROIHeads", "ROI_BOX_HEAD.OHEM_NUM", 65, "OHEM_NUM is 65"),
+        ("RFCNROIHeads", "ROI_BOX_HEAD.OHEM_NUM", 65, "OHEM_NUM is 65"),
+        ("RFCNROIHeads", "ROI_BOX_HEAD.REDUCED_DIM", 0, "REDUCED_DIM is 0"),
+        ("MXNetROIHeads", "ROI_HEADS.NMS_TYPE", "soft", "NMS_TYPE must be one of"),
+        ("DynamicCascadeROIHeads", "ROI_BOX_CASCADE_HEAD.IOUS", [0.5], "IOUS is .0.5,. and BBOX"),
+    ],
+)
+def test_mistakes_are_found_before_the_model_is_built(name, key, value, message):
+    """The checks that heads declare are those with which they are built."""
+    cfg = make_heads_cfg(name, OHEM_NUM=0, CLS_AGNOSTIC_BBOX_REG=True)
+    check_keys(cfg)
+    cfg.merge_from_list([f"MODEL.{key}", value])
+    with pytest.raises(ValueError, match=message):
+        check_keys(cfg)
+    with pytest.raises(ValueError, match=message):
+        build_roi_heads(cfg, SHAPES)
+
+
+@ROI_HEADS_REGISTRY.register()
+class HeadsOfRotatedBoxes(OHEMROIHeads):
+    """Heads of a user."""
+
+
+def test_pooling_of_rotated_boxes_is_left_to_detectron2():
+    heads = build_roi_heads(make_cfg("HeadsOfRotatedBoxes", POOLER_TYPE="ROIAlignRotated"), SHAPES)
+    assert type(heads.box_pooler) is ROIPooler
+    assert all(isinstance(level, ROIAlignRotated) for level in heads.box_pooler.level_poolers)
 
 
 def test_all_registered_heads_of_ours_are_tested():

@@ -1,6 +1,8 @@
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, CascadeROIHeads, build_box_head
 
+from dcn_projects.config import reads
+
 from ..box_nms import without_nms
 from ..dynamic_rcnn import DynamicTraining
 from .roi_heads import CombinedROIHeads
@@ -8,7 +10,28 @@ from .roi_heads import CombinedROIHeads
 __all__ = ["DeformCascadeROIHeads", "DynamicCascadeROIHeads"]
 
 
+def check_cascade(cfg) -> None:
+    """Raises ValueError, naming the key, for what the base class answers with a bare assertion."""
+    cascade, keys = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS
+    if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS):
+        raise ValueError(
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is {cascade.IOUS} and BBOX_REG_WEIGHTS "
+            f"{cascade.BBOX_REG_WEIGHTS}: a stage needs one of each"
+        )
+    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME {keys.NAME}: a cascade has one box for all classes, so "
+            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True"
+        )
+    if cascade.IOUS[0] != keys.IOU_THRESHOLDS[0]:
+        raise ValueError(
+            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS begins with {cascade.IOUS[0]}, and "
+            f"MODEL.ROI_HEADS.IOU_THRESHOLDS with {keys.IOU_THRESHOLDS[0]}: they must be equal"
+        )
+
+
 @ROI_HEADS_REGISTRY.register()
+@reads(checks=[check_cascade])
 class DeformCascadeROIHeads(CombinedROIHeads, CascadeROIHeads):
     """
     detectron2's heads of Cascade R-CNN (arXiv 1712.00726), with all of `CombinedROIHeads`. All
@@ -26,7 +49,7 @@ class DeformCascadeROIHeads(CombinedROIHeads, CascadeROIHeads):
     def _init_box_head(cls, cfg, input_shape):
         # In the order of the base class, which would also draw predictors of detectron2 that these
         # heads replace. So a seed gives the same network as in version 0.1.
-        _check(cfg)
+        check_cascade(cfg)
         ret, pooled = cls._init_box_pooler(cfg, input_shape)
         cascade = cfg.MODEL.ROI_BOX_CASCADE_HEAD
         heads, outputs = [], []
@@ -49,7 +72,7 @@ class DeformCascadeROIHeads(CombinedROIHeads, CascadeROIHeads):
         features, last = self._narrow(features), self.box_predictor[-1]
         if self.training or last.nms_type in ("hard", "none"):
             return super()._forward_box(features, proposals, targets)
-        # The base class has its NMS in the same function as the stages.
+        # The base class does its NMS in the same method as its stages.
         with without_nms(last):
             found = super()._forward_box(features, proposals)
         return [last.suppress(detections)[0] for detections in found]
@@ -66,23 +89,3 @@ class DynamicCascadeROIHeads(DeformCascadeROIHeads):
 
     always_dynamic = True
     rounds_as_original = False
-
-
-def _check(cfg) -> None:
-    """Raises ValueError, naming the key, for what the base class answers with a bare assertion."""
-    cascade, keys = cfg.MODEL.ROI_BOX_CASCADE_HEAD, cfg.MODEL.ROI_HEADS
-    if len(cascade.IOUS) != len(cascade.BBOX_REG_WEIGHTS):
-        raise ValueError(
-            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is {cascade.IOUS} and BBOX_REG_WEIGHTS "
-            f"{cascade.BBOX_REG_WEIGHTS}: a stage needs one of each"
-        )
-    if not cfg.MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG:
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NAME {keys.NAME}: a cascade has one box for all classes, so "
-            "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG must be True"
-        )
-    if cascade.IOUS[0] != keys.IOU_THRESHOLDS[0]:
-        raise ValueError(
-            f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS begins with {cascade.IOUS[0]}, and "
-            f"MODEL.ROI_HEADS.IOU_THRESHOLDS with {keys.IOU_THRESHOLDS[0]}: they must be equal"
-        )

@@ -17,7 +17,36 @@ from dcn_projects.config import reads
 
 from ..box_nms import box_nms, detections_above, soft_nms_options
 
-__all__ = ["BoxOutputLayers"]
+__all__ = ["BoxOutputLayers", "ohem_options"]
+
+
+def ohem_options(cfg) -> dict:
+    """
+    Returns:
+        dict: arguments `ohem_num` and `ohem_box_loss` of `BoxOutputLayers`
+    Raises:
+        ValueError: naming the key whose value cannot be used
+    """
+    keys = cfg.MODEL.ROI_BOX_HEAD
+    sampled = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+    if not 0 <= keys.OHEM_NUM <= sampled:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.OHEM_NUM is {keys.OHEM_NUM}, expected 0 (off) or some of the "
+            f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = {sampled} RoIs"
+        )
+    by_box_loss = keys.OHEM_NUM > 0 and keys.OHEM_BOX_LOSS
+    if by_box_loss and keys.BBOX_REG_LOSS_TYPE != "smooth_l1":
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {keys.BBOX_REG_LOSS_TYPE}: OHEM_NUM > 0 "
+            "needs smooth_l1, or OHEM_BOX_LOSS False"
+        )
+    # Of detectron2's main branch.
+    if keys.OHEM_NUM > 0 and keys.get("USE_SIGMOID_CE"):
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.OHEM_NUM > 0 needs USE_SIGMOID_CE False: it ranks RoIs by the "
+            "cross entropy of a softmax"
+        )
+    return {"ohem_num": keys.OHEM_NUM, "ohem_box_loss": keys.OHEM_BOX_LOSS}
 
 
 @reads(
@@ -26,6 +55,7 @@ __all__ = ["BoxOutputLayers"]
     "MODEL.ROI_HEADS.SOFT_NMS_SCORE_THRESH",
     "MODEL.ROI_BOX_HEAD.OHEM_NUM",
     "MODEL.ROI_BOX_HEAD.OHEM_BOX_LOSS",
+    checks=[soft_nms_options, ohem_options],
 )
 class BoxOutputLayers(FastRCNNOutputLayers):
     """
@@ -77,7 +107,7 @@ class BoxOutputLayers(FastRCNNOutputLayers):
         soft_nms = soft_nms_options(cfg)
         return {
             **ret,
-            **_ohem_options(cfg),
+            **ohem_options(cfg),
             "nms_type": soft_nms["method"],
             "soft_nms_sigma": soft_nms["sigma"],
             "soft_nms_score_thresh": soft_nms["score_threshold"],
@@ -176,32 +206,3 @@ class BoxOutputLayers(FastRCNNOutputLayers):
             sigma=self.soft_nms_sigma,
             score_threshold=self.soft_nms_score_thresh,
         )
-
-
-def _ohem_options(cfg) -> dict:
-    """
-    Returns:
-        dict: arguments `ohem_num` and `ohem_box_loss` of `BoxOutputLayers`
-    Raises:
-        ValueError: naming the key whose value cannot be used
-    """
-    keys = cfg.MODEL.ROI_BOX_HEAD
-    sampled = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
-    if not 0 <= keys.OHEM_NUM <= sampled:
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.OHEM_NUM is {keys.OHEM_NUM}, expected 0 (off) or some of the "
-            f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = {sampled} RoIs"
-        )
-    by_box_loss = keys.OHEM_NUM > 0 and keys.OHEM_BOX_LOSS
-    if by_box_loss and keys.BBOX_REG_LOSS_TYPE != "smooth_l1":
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {keys.BBOX_REG_LOSS_TYPE}: OHEM_NUM > 0 "
-            "needs smooth_l1, or OHEM_BOX_LOSS False"
-        )
-    # Of detectron2's main branch.
-    if keys.OHEM_NUM > 0 and keys.get("USE_SIGMOID_CE"):
-        raise ValueError(
-            "MODEL.ROI_BOX_HEAD.OHEM_NUM > 0 needs USE_SIGMOID_CE False: it ranks RoIs by the "
-            "cross entropy of a softmax"
-        )
-    return {"ohem_num": keys.OHEM_NUM, "ohem_box_loss": keys.OHEM_BOX_LOSS}

@@ -7,14 +7,22 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, 
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from dcn_projects.config import reads
+from dcn_projects.config import checks_of, reads
 
-from ..box_nms import soft_nms_options
 from ..dynamic_rcnn import DynamicTraining, warn_of_unused_keys
 from ..poolers import build_roi_pooler
 from .fast_rcnn import BoxOutputLayers
 
 __all__ = ["CombinedROIHeads", "DeformROIHeads", "DynamicROIHeads", "OHEMROIHeads"]
+
+
+def check_box_head(cfg: CfgNode) -> None:
+    """Raises ValueError if a config names no box head, as those of models on res4 do."""
+    if not cfg.MODEL.ROI_BOX_HEAD.NAME:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.NAME is empty: {cfg.MODEL.ROI_HEADS.NAME} needs a box head such "
+            "as FastRCNNConvFCHead. Models on res4 (Res5ROIHeads) have none"
+        )
 
 
 @reads(
@@ -26,13 +34,13 @@ __all__ = ["CombinedROIHeads", "DeformROIHeads", "DynamicROIHeads", "OHEMROIHead
         for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD")
         for key in ("TYPE", "GAMMA", "FC_DIM", "SHARE_LEVELS")
     ),
-    checks=[soft_nms_options],
+    checks=[*checks_of(BoxOutputLayers), check_box_head],
 )
 class CombinedROIHeads:
     """
-    What heads of this project add to those of detectron2, before which they have it as a base
-    class: StandardROIHeads, or CascadeROIHeads. Each part is switched on by its keys, alone or with
-    others:
+    The parts that this project adds to detectron2's ROI heads. A class of heads inherits from this
+    class first, and then from detectron2's StandardROIHeads or CascadeROIHeads. Each part is
+    switched on by its keys, alone or with others:
 
         ROI_BOX_HEAD.POOLER_TYPE, ROI_MASK_HEAD.POOLER_TYPE   deformable RoI pooling
         ROI_BOX_HEAD.REDUCED_DIM                              a 1x1 convolution before it
@@ -45,8 +53,8 @@ class CombinedROIHeads:
     output_layers = BoxOutputLayers
     # Whether the heads are dynamic without DYNAMIC_RCNN.ENABLED.
     always_dynamic = False
-    # Whether POOLER_TYPE "ROIPool" rounds as the original does. Else it is detectron2's, which
-    # counts the pixel beyond the far corner of a RoI as a part of it.
+    # Whether POOLER_TYPE "ROIPool" rounds as the original does. If not, it is detectron2's, which
+    # counts the pixel beyond the far corner of a RoI as a part of the RoI.
     rounds_as_original = False
 
     @configurable
@@ -70,6 +78,7 @@ class CombinedROIHeads:
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        check_box_head(cfg)
         ret = super().from_config(cfg, input_shape)
         if cls.always_dynamic or cfg.MODEL.DYNAMIC_RCNN.ENABLED:
             ret.update(cls._init_dynamic(cfg))
@@ -112,7 +121,8 @@ class CombinedROIHeads:
         class builds; and the config for the latter, with a POOLER_TYPE that it knows.
         """
         kind = cfg.MODEL[head].POOLER_TYPE
-        if not kind:  # a mask head of detectron2 that pools for itself
+        # A mask head of detectron2 that pools for itself, or pooling for rotated boxes.
+        if not kind or kind == "ROIAlignRotated":
             return cfg, None
         features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         pooler = build_roi_pooler(cfg, head, [shapes[f] for f in features])
@@ -248,7 +258,7 @@ class DeformROIHeads(OHEMROIHeads):
 class DynamicROIHeads(OHEMROIHeads):
     """
     Heads of Dynamic R-CNN (arXiv 2004.06002), with all else of `CombinedROIHeads`. In training they
-    have a `DynamicTraining`; inference is as ever.
+    have a `DynamicTraining`. Inference is that of heads that are not dynamic.
     """
 
     always_dynamic = True
