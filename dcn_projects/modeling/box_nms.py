@@ -42,7 +42,7 @@ def detections_above(
     boxes: Tensor, scores: Tensor, image_size: tuple[int, int], score_threshold: float
 ) -> tuple[Instances, Tensor]:
     """
-    What the box head says of an image, before any suppression.
+    The detections of an image before any suppression.
 
     Args:
         boxes: (R, 4), or (R, K * 4) where each class has boxes of its own

@@ -60,9 +60,9 @@ class MimicRCNN(GeneralizedRCNN):
     """
     Faster or Mask R-CNN that learns the features of an R-CNN (arXiv 1811.11168, Sec. 3.3). In
     training, patches of the image around some foreground RoIs go through the same backbone, RoI
-    pooling and box head as the image; the features of a RoI shall point where those of its patch
-    do, which have a classifier of their own. Nothing of it is left at inference, where the model
-    is a GeneralizedRCNN.
+    pooling and box head as the image; the features of a RoI learn to point in the direction of
+    those of its patch, and a separate classifier reads the latter. At inference there are no
+    patches: the model is then a GeneralizedRCNN.
 
     With f(b) and g(b) the features of a RoI b and of its patch, and a sum over the chosen RoIs,
 
@@ -145,7 +145,7 @@ class MimicRCNN(GeneralizedRCNN):
         """
         Args:
             images: N images, as the backbone took them
-            features: what it made of them
+            features: the maps that the backbone returned for them
             proposals: of each image, with `proposal_boxes` and `gt_classes`
         Returns:
             dict: "loss_mimic_cos" and "loss_mimic_cls". Without any foreground RoI both are 0, with
@@ -156,8 +156,8 @@ class MimicRCNN(GeneralizedRCNN):
         classes = torch.cat([p.gt_classes for p in chosen])
         weight = 1.0
         if len(classes) == 0:
-            # The first image as a whole, for nothing, so that all layers run: SyncBN waits for
-            # every process, and DistributedDataParallel for every gradient.
+            # The first image as a whole, with a weight of 0, so that all layers run: SyncBN waits
+            # for every process, and DistributedDataParallel for every gradient.
             height, width = images.image_sizes[0]
             boxes[0] = Boxes(boxes[0].tensor.new_tensor([[0, 0, width, height]]))
             classes, weight = classes.new_zeros(1), 0.0

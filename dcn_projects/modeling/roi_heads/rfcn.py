@@ -226,7 +226,8 @@ class RFCNROIHeads(ROIHeads):
         if self.offset_pooler is None:
             pooled = self.pooler(maps[kind].float(), rois)
         else:
-            # The offsets of the bins are position-sensitive, too: pooled without offsets.
+            # The offsets of the bins come from position-sensitive maps as well. Those are pooled
+            # without offsets.
             offset = self.offset_pooler(maps[kind + "_offset"].float(), rois)
             pooled = self.pooler(maps[kind].float(), rois, offset)
         return pooled.mean(dim=(2, 3))
