@@ -11,11 +11,11 @@ __all__ = ["MXNetAnchorGenerator", "PyFasterRCNNAnchorGenerator"]
 @ANCHOR_GENERATOR_REGISTRY.register()
 class PyFasterRCNNAnchorGenerator(DefaultAnchorGenerator):
     """
-    Anchors of py-faster-rcnn, which the MXNet code of Deformable ConvNets, maskrcnn-benchmark and
-    older versions of tensorpack have, too: a box of the size of a cell takes each aspect ratio with
-    whole-numbered sides (23x12, 16x16, 11x22 at stride 16) and is then scaled. They are ordered by
-    ratio first. Use MODEL.ANCHOR_GENERATOR.OFFSET 0.5, which centres the anchors of cell (0, 0) of
-    a stride 16 map on (8, 8), in detectron2's box coordinates.
+    Anchors of py-faster-rcnn, and also of the MXNet code of Deformable ConvNets, maskrcnn-benchmark
+    and older versions of tensorpack. A box of the size of a cell takes each aspect ratio with sides
+    that are whole numbers (23x12, 16x16, 11x22 at stride 16), and is then scaled. They are ordered
+    by ratio first. Use MODEL.ANCHOR_GENERATOR.OFFSET 0.5, which centres the anchors of cell (0, 0)
+    of a stride 16 map on (8, 8), in detectron2's box coordinates.
     """
 
     def _calculate_anchors(self, sizes, aspect_ratios):

@@ -42,7 +42,7 @@ def detections_above(
     boxes: Tensor, scores: Tensor, image_size: tuple[int, int], score_threshold: float
 ) -> tuple[Instances, Tensor]:
     """
-    What the box head says of an image, before any suppression.
+    The detections of an image before any suppression.
 
     Args:
         boxes: (R, 4), or (R, K * 4) where each class has boxes of its own
@@ -121,11 +121,14 @@ def box_nms(
 def without_nms(outputs: FastRCNNOutputLayers):
     """
     Within this context these outputs, or a cascade whose last ones they are, detect everything that
-    scores above `test_score_thresh`: no overlap is above an IoU of 1, and nothing is cut off.
+    scores above `test_score_thresh`, in no particular order.
+
+    `BoxOutputLayers` leave the NMS out. detectron2's own outputs, and cascades of both, do an NMS
+    that removes nothing: no overlap is above an IoU of 1, and nothing is cut off.
     """
     off = {"test_nms_thresh": 2.0, "test_topk_per_image": -1}
     if hasattr(outputs, "nms_type"):
-        off["nms_type"] = "hard"
+        off["nms_type"] = "none"
     before = {name: getattr(outputs, name) for name in off}
     vars(outputs).update(off)
     try:

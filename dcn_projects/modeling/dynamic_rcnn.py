@@ -1,7 +1,7 @@
 """
 What moves while Dynamic R-CNN trains (arXiv 2004.06002): the threshold of label assignment (Sec.
 4.1), the beta of the SmoothL1 loss (Sec. 4.2), and the statistics of the proposals that both
-follow. With C iterations in a window, of which iteration t sees proposals with IoUs and errors,
+follow. A window has C iterations. From the IoUs and errors of the proposals in iteration t,
 
     I_t = the K_I-th largest IoU          threshold = max(mean of I_t, its start)
     E_t = the K_beta-th smallest error    beta      = min(median of E_t, its start)
@@ -13,17 +13,17 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
+from detectron2.config import CfgNode
 from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 
-from dcn_projects.config import reads
+from dcn_projects.config import add_dynamic_rcnn_config, reads
 
-__all__ = ["DynamicMatcher", "DynamicSmoothL1", "DynamicTraining"]
+__all__ = ["DynamicMatcher", "DynamicSmoothL1", "DynamicTraining", "warn_of_unused_keys"]
 
 # What a statistic is in an iteration without objects: both are at least 0.
 ABSENT = -1.0
@@ -70,11 +70,10 @@ class DynamicMatcher(Matcher):
 
 class DynamicSmoothL1:
     """
-    SmoothL1 whose beta follows the regression errors of the proposals: dynamic SmoothL1 loss. Of a
-    difference x it is x^2 / (2 beta) below beta and |x| - beta / 2 above, with the gradients
-    x / beta and sign(x): the smaller beta, the larger the gradients of precise boxes. Heads of
-    detectron2, which have this loss with a fixed beta, are given the present one instead (see
-    `DynamicTraining`).
+    The beta of the dynamic SmoothL1 loss, which follows the regression errors of the proposals. Of
+    a difference x the loss is x^2 / (2 beta) below beta and |x| - beta / 2 above it, and the
+    gradients are x / beta and sign(x): the smaller beta, the larger the gradients of precise boxes.
+    The loss itself is that of the heads: `DynamicTraining` gives them this beta.
     """
 
     def __init__(self, beta: float):
@@ -98,21 +97,12 @@ class DynamicSmoothL1:
             self.beta = min(median, self.highest)
         return median
 
-    def __call__(self, input: Tensor, target: Tensor) -> Tensor:
-        """
-        Args:
-            input, target: of equal shapes
-        Returns:
-            Tensor: the sum over all elements, ()
-        """
-        return smooth_l1_loss(input, target, self.beta, reduction="sum")
-
 
 def center_errors(boxes: Tensor, gt_boxes: Tensor, weights: Sequence[float]) -> Tensor:
     """
-    How far boxes are from their objects, as their regression targets tell: the mean of the
-    absolute targets of x and y, with dx = (x_gt - x) / width and dy = (y_gt - y) / height of the
-    centres (arXiv 1311.2524, Appendix C), each times its weight.
+    How far boxes are from their objects, in the units of their regression targets: the mean of
+    the absolute targets of x and y. These are dx = (x_gt - x) / width and dy = (y_gt - y) / height
+    of the centres (arXiv 1311.2524, Appendix C), each times its weight.
 
     Args:
         boxes, gt_boxes: (R, 4), x0, y0, x1, y1, the boxes not empty
@@ -137,8 +127,8 @@ def proposal_statistics(
     reference_quirk: bool = False,
 ) -> Tensor:
     """
-    What Dynamic R-CNN measures on the proposals of an iteration (arXiv 2004.06002, Sec. 4):
-    the K_I-th largest IoU and the K_beta-th smallest regression error, the latter among those
+    The statistics of the proposals of an iteration in Dynamic R-CNN (arXiv 2004.06002, Sec. 4): the
+    K_I-th largest IoU and the K_beta-th smallest regression error, the latter among those
     that the threshold makes foreground. With fewer proposals than that it is the last one.
 
     Args:
@@ -190,6 +180,26 @@ def gather(values: Tensor) -> Tensor:
     if len(result) > 1:
         dist.all_reduce(result)
     return result
+
+
+def warn_of_unused_keys(cfg: CfgNode) -> None:
+    """
+    For heads that are not dynamic: log one warning, which names the keys of MODEL.DYNAMIC_RCNN that
+    differ from their defaults. An error would forbid to switch the method off on the command line.
+    """
+    defaults = CfgNode({"MODEL": CfgNode()})
+    add_dynamic_rcnn_config(defaults)
+    given = cfg.MODEL.DYNAMIC_RCNN
+    changed = [
+        f"MODEL.DYNAMIC_RCNN.{name}"
+        for name, value in defaults.MODEL.DYNAMIC_RCNN.items()
+        if given[name] != value
+    ]
+    if changed:
+        logging.getLogger(__name__).warning(
+            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} is not dynamic and does not use "
+            f"{', '.join(changed)}. Set MODEL.DYNAMIC_RCNN.ENABLED True to use them."
+        )
 
 
 @reads("MODEL.DYNAMIC_RCNN")
@@ -246,7 +256,7 @@ class DynamicTraining(nn.Module):
         )
         self.measured = [None] * len(thresholds)
         self.start_message = ""
-        # In the precision of Python's numbers, of which these are a copy.
+        # Copies of Python's numbers, in the same precision.
         self.register_buffer("iou_threshold", torch.tensor(thresholds, dtype=torch.float64))
         self.register_buffer("beta", torch.tensor(betas, dtype=torch.float64))
         processes = comm.get_world_size() if sync else 1
@@ -258,7 +268,7 @@ class DynamicTraining(nn.Module):
         """
         Args:
             thresholds: IoU at the start of each stage
-            key: the key below MODEL that has these thresholds, named in errors
+            key: the one of MODEL that sets them, for errors
         Raises:
             ValueError: naming the key whose value cannot be used
         """
@@ -298,8 +308,8 @@ class DynamicTraining(nn.Module):
     @property
     def differs_between_processes(self) -> str:
         """
-        Where each process has numbers of its own, of which a checkpoint has those of one: what to
-        do about it. "" where they are the same.
+        Advice for the case that each process has numbers of its own: a checkpoint then holds those
+        of one process only. "" where all processes have the same.
         """
         return "" if self.sync else "Give MODEL.DYNAMIC_RCNN.SYNC True"
 
@@ -396,7 +406,8 @@ class DynamicTraining(nn.Module):
         saved = {name: state_dict.get(prefix + name) for name in start}
         fits = {name: x is not None and x.shape == start[name].shape for name, x in saved.items()}
         if not (fits["iou_threshold"] and fits["beta"]):
-            self.start_message = (  # for who trains, and not for who evaluates
+            # Logged when a training begins: an evaluation does not use these numbers.
+            self.start_message = (
                 "The checkpoint has no state of Dynamic R-CNN: the IoU threshold starts at "
                 f"{start['iou_threshold'].tolist()}, beta at {start['beta'].tolist()}."
             )

@@ -19,7 +19,7 @@ class SemSegTTA(nn.Module):
     def __init__(self, cfg, model: nn.Module):
         """
         Args:
-            cfg: config, of which TEST.AUG is read
+            cfg: config; TEST.AUG is read
             model: a SemanticSegmentor, may be wrapped for several processes
         Raises:
             ValueError: if a key has a value that cannot be used

@@ -12,7 +12,12 @@ from torch.testing import assert_close
 
 from dcn_projects import add_dcn_config
 from dcn_projects.modeling import BoxOutputLayers
-from dcn_projects.modeling.box_nms import box_nms, detections_above, soft_nms_options
+from dcn_projects.modeling.box_nms import (
+    box_nms,
+    detections_above,
+    soft_nms_options,
+    without_nms,
+)
 from tests.layers import reference
 from tests.layers.operators.soft_nms import BOXES, PUBLISHED
 
@@ -71,6 +76,33 @@ def test_hard_is_detectron2(agnostic):
         assert torch.equal(found.scores, like.scores)
         assert torch.equal(found.pred_classes, like.pred_classes)
         assert torch.equal(rois, of)
+
+
+@pytest.mark.parametrize("method", ["hard", "gaussian"])
+def test_without_nms(method, monkeypatch):
+    """Everything above the threshold, as detectron2 finds it, but without the work of an NMS."""
+    options = dict(test_score_thresh=0.05, test_topk_per_image=20)
+    outputs = make_outputs(3, nms_type=method, **options)
+    inputs = make_predictions(3)
+    plain = FastRCNNOutputLayers(
+        ShapeSpec(channels=4), box2box_transform=outputs.box2box_transform, num_classes=3, **options
+    )
+    with without_nms(plain):
+        expected, _ = plain.inference(*inputs)
+    with monkeypatch.context() as patch, without_nms(outputs):
+        for module in ("dcn_projects.modeling.roi_heads.fast_rcnn.box_nms",
+                       "detectron2.modeling.roi_heads.fast_rcnn.batched_nms"):  # fmt: skip
+            patch.setattr(module, None)
+        actual, rois = outputs.inference(*inputs)
+    probabilities = outputs.predict_probs(*inputs)
+    for found, like, of, scores in zip(actual, expected, rois, probabilities):
+        assert len(found) == len(like) > 20
+        assert torch.equal(found.scores, scores[of, found.pred_classes])
+        order = found.scores.argsort(descending=True)
+        assert torch.equal(found.scores[order], like.scores)
+        assert torch.equal(found.pred_boxes.tensor[order], like.pred_boxes.tensor)
+    assert (outputs.nms_type, outputs.test_topk_per_image) == (method, 20)
+    assert plain.test_nms_thresh == 0.5
 
 
 @pytest.mark.parametrize("agnostic", [True, False])

@@ -1,5 +1,6 @@
 """RoI heads of Dynamic R-CNN: that they use the moving numbers, and what their keys say."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
 from dcn_projects import add_dcn_config
+from dcn_projects.config import reads
+from dcn_projects.engine import check_keys
 from dcn_projects.modeling import DynamicTraining, RFCNROIHeads
 from dcn_projects.modeling.dynamic_rcnn import ABSENT
 from tests.modeling.dynamic_runs import as_lists, make_dynamic_cfg, numbers, slow_statistics
@@ -108,6 +111,7 @@ def test_stages_of_a_cascade(monkeypatch):
 
 
 @ROI_HEADS_REGISTRY.register()
+@reads("MODEL.DYNAMIC_RCNN")
 class DynamicRFCNROIHeads(RFCNROIHeads):
     """Heads of a user that own the component."""
 
@@ -137,6 +141,7 @@ def test_heads_of_a_user():
     cfg = make_dynamic_cfg("RFCNROIHeads", UPDATE_PERIOD=1)
     _, *inputs = make_heads(cfg)
     cfg.MODEL.ROI_HEADS.NAME = "DynamicRFCNROIHeads"
+    check_keys(cfg)  # as before a training: the heads declare the keys
     heads = build_roi_heads(cfg, SHAPES)
     with EventStorage():
         heads(None, *inputs)
@@ -183,7 +188,12 @@ MISTAKES = [
     (
         dict(DLA=False),
         dict(ROI_HEADS=dict(IOU_THRESHOLDS=[0.1, 0.5], IOU_LABELS=[-1, 0, 1])),
-        "ROI_HEADS.IOU_THRESHOLDS",
+        r"ROI_HEADS.IOU_LABELS is \[-1, 0, 1\].*ROI_HEADS.IOU_THRESHOLDS \[0.1, 0.5\]",
+    ),
+    (
+        {},
+        dict(ROI_HEADS=dict(IOU_THRESHOLDS=[0.3, 0.5], IOU_LABELS=[-1, 0, 1])),
+        r"ROI_HEADS.IOU_LABELS is \[-1, 0, 1\].*ROI_HEADS.IOU_THRESHOLDS \[0.3, 0.5\]",
     ),
     ({}, dict(ROI_BOX_HEAD=dict(BBOX_REG_LOSS_TYPE="giou")), "BBOX_REG_LOSS_TYPE is giou"),
     (
@@ -206,6 +216,26 @@ def test_impossible_options_are_named(dynamic, others, message):
         cfg.MODEL[node].update(values)
     with pytest.raises(ValueError, match=message):
         build_roi_heads(cfg, SHAPES)
+
+
+@pytest.mark.parametrize("name", ["DeformROIHeads", "DeformCascadeROIHeads"])
+def test_keys_of_heads_that_are_not_dynamic(name, caplog):
+    """One line names those that differ from their defaults, unless the heads are dynamic."""
+    cfg = make_heads_cfg(name, CLS_AGNOSTIC_BBOX_REG=True, POOLER_SAMPLING_RATIO=2)
+    with caplog.at_level(logging.WARNING, "dcn_projects"):
+        build_roi_heads(cfg, SHAPES)
+        assert not caplog.messages
+        cfg.MODEL.DYNAMIC_RCNN.update(dict(IOU_TOPK=4, DLA=False))
+        build_roi_heads(cfg, SHAPES)
+        (message,) = caplog.messages
+        cfg.MODEL.DYNAMIC_RCNN.ENABLED = True
+        build_roi_heads(cfg, SHAPES)
+        cfg.MODEL.DYNAMIC_RCNN.ENABLED = False
+        cfg.MODEL.ROI_HEADS.NAME = name.replace("Deform", "Dynamic")
+        build_roi_heads(cfg, SHAPES)
+    assert caplog.messages == [message]
+    assert "MODEL.DYNAMIC_RCNN.DLA, MODEL.DYNAMIC_RCNN.IOU_TOPK. Set" in message
+    assert f"{name} is not dynamic" in message and "DYNAMIC_RCNN.ENABLED True" in message
 
 
 def test_forward_passes_that_are_not_training_are_refused():

@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.utils.events import EventStorage
 from torch.testing import assert_close
 
@@ -108,6 +112,18 @@ def test_a_checkpoint_of_other_bounds():
     assert (float(dynamic.iou_threshold), float(dynamic.beta)) == (0.4, 1.0)
 
 
+def box_loss(deltas, beta):
+    """What detectron2's outputs make of differences (N,) or () from the targets: their sum."""
+    transform = Box2BoxTransform(weights=(1.0, 1.0, 1.0, 1.0))
+    outputs = FastRCNNOutputLayers(
+        ShapeSpec(channels=1), box2box_transform=transform, num_classes=1, smooth_l1_beta=beta
+    )
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).expand(deltas.numel(), 4)  # equal: all targets are 0
+    padded = F.pad(deltas.reshape(-1, 1), (0, 3))
+    classes = torch.zeros(len(boxes), dtype=torch.long)
+    return outputs.box_reg_loss(boxes, boxes, padded, classes) * len(boxes)
+
+
 # Trace D.
 @pytest.mark.parametrize(
     "beta,losses,gradients",
@@ -115,10 +131,11 @@ def test_a_checkpoint_of_other_bounds():
      (0.4, [0.0125, 0.1125, 0.3, 1.3], [0.25, 0.75, 1, 1])],
 )  # fmt: skip
 def test_trace_d(beta, losses, gradients):
+    """The loss of detectron2's heads, with the beta that they are given."""
     loss = DynamicSmoothL1(1.0)
     loss.update([beta])
     input = torch.tensor([0.1, 0.3, 0.5, 1.5], requires_grad=True)
-    actual = [loss(x, torch.zeros(())) for x in input]
+    actual = [box_loss(x, loss.beta) for x in input]
     sum(actual).backward()
     assert_close(torch.stack(actual), torch.tensor(losses))
     assert_close(input.grad, torch.tensor(gradients, dtype=torch.float32))
@@ -130,7 +147,7 @@ def test_tiny_betas_stay_finite(error):
     loss.update([error] * 5)
     assert loss.beta == (1.0 if error < 1e-6 else error)
     input = torch.tensor([0.0, 1e-8, -0.5], requires_grad=True)
-    value = loss(input, torch.zeros(3))
+    value = box_loss(input, loss.beta)
     value.backward()
     assert value.isfinite() and input.grad.isfinite().all()
 

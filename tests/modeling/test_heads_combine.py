@@ -54,13 +54,14 @@ def make_model(*options):
     )
 
 
-def make_inputs():
+def make_inputs(objects=True):
     torch.manual_seed(1)
     target = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[8.0, 8, 40, 56], [20, 4, 60, 36]])))
     target.gt_classes = torch.arange(2)
     masks = torch.zeros(2, 64, 64, dtype=torch.bool)
     masks[:, 16:32, 24:36] = True
     target.gt_masks = BitMasks(masks)
+    target = target if objects else target[[False, False]]
     return [{"image": torch.randint(0, 256, (3, 64, 64)), "instances": target}]
 
 
@@ -191,11 +192,44 @@ def test_without_it_nothing_is_seen(part, plain):
         EVIDENCE[part](plain)
 
 
+ALL = ["modulated", "ohem", "gaussian", "dynamic", "masks", "mimic", "cascade"]
+
+
 def test_all_together(monkeypatch):
-    parts = ["modulated", "ohem", "gaussian", "dynamic", "masks", "cascade", "mimic"]
-    run = Run(make_model(*(PARTS[part] for part in parts)), monkeypatch)
-    for part in parts:
+    run = Run(make_model(*(PARTS[part] for part in ALL)), monkeypatch)
+    for part in ALL:
         EVIDENCE[part](run)
+
+
+@pytest.mark.parametrize(
+    "parts, option, objects, autocast",
+    [
+        (ALL, "", False, False),
+        (ALL, "", True, True),
+        (ALL, "", False, True),
+        (ALL[:-1], "MODEL.ROI_HEADS.NAME MXNetROIHeads", True, False),
+        (ALL[:-1], "MODEL.ROI_HEADS.NAME MXNetROIHeads", False, False),
+        (ALL[:-1], "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES True", True, False),
+        (ALL[:-1], "MODEL.ROI_BOX_HEAD.TRAIN_ON_PRED_BOXES True", False, False),
+    ],
+)
+def test_every_parameter_has_a_gradient(parts, option, objects, autocast):
+    """
+    A finite one, for which DistributedDataParallel waits: also where an image has no objects, in 16
+    bits, with other outputs, and where the masks learn from predicted boxes.
+    """
+    model = make_model(*(PARTS[part] for part in parts), option)
+    with EventStorage(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        losses = model(make_inputs(objects))
+    sum(losses.values()).backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+    of_objects = [k for k in losses if k.startswith(("loss_box_reg", "loss_mask", "loss_mimic"))]
+    assert len(of_objects) == (6 if "cascade" in parts else 4)
+    for name in of_objects:
+        may_lack_foreground = objects and name.endswith(("_stage1", "_stage2"))
+        assert (losses[name] > 0) == objects or may_lack_foreground, name
+    assert all(loss.isfinite() for loss in losses.values())
 
 
 def test_box_and_mask_head_pool_differently(monkeypatch):

@@ -18,8 +18,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from dcn_projects import add_dcn_config
+from dcn_projects.config import checks_of
 from dcn_projects.modeling import MimicRCNN
-from dcn_projects.modeling.meta_arch.mimic_rcnn import crop_patches
+from dcn_projects.modeling.meta_arch.mimic_rcnn import check_mimic, crop_patches
 from tests.modeling.narrow_models import make_mimic_cfg
 
 K, SIZE = 3, 64  # of the narrow model
@@ -371,6 +372,10 @@ def test_wrong_values_are_named(key, value, message):
     cfg.MODEL.ROI_BOX_HEAD.update(dict(NUM_CONV=1, CONV_DIM=8))
     with pytest.raises(ValueError, match=message):
         build_model(cfg)
+    if not key.endswith(("PATCH_SIZE", "NUM_FC")):  # what does not need the built parts
+        with pytest.raises(ValueError, match=message):
+            check_mimic(cfg)
+        assert check_mimic in checks_of(MimicRCNN)
 
 
 def test_the_patch_must_fit_the_pyramid():

@@ -2,13 +2,28 @@
 
 import pytest
 import torch
+from detectron2.layers import Conv2d, ROIAlignRotated, ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_roi_heads
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
+from detectron2.modeling.roi_heads import (
+    CascadeROIHeads,
+    StandardROIHeads,
+    build_box_head,
+    build_mask_head,
+)
 from detectron2.utils.events import EventStorage
+from torch import nn
 from torch.testing import assert_close
 
-from dcn_projects.modeling import BoxOutputLayers, CombinedROIHeads, LevelPooler
+from dcn_projects.engine import check_keys
+from dcn_projects.modeling import (
+    BoxOutputLayers,
+    CombinedROIHeads,
+    LevelPooler,
+    MXNetOutputLayers,
+    OHEMROIHeads,
+)
+from dcn_projects.modeling.poolers import build_roi_pooler
 from tests.modeling.small_heads import SHAPES, make_heads, make_heads_cfg
 
 NAMES = {
@@ -84,6 +99,56 @@ def test_with_nothing_switched_on_they_are_detectron2s(name, base):
     assert_close(run(heads, *inputs), run(plain, *inputs), rtol=0, atol=0)
 
 
+def modulated_cfg(name):
+    """With layers that are drawn at random in the poolers and before them, and masks."""
+    pooling = dict(POOLER_TYPE="ModulatedDeformROIPool", POOLER_FC_DIM=4, POOLER_SAMPLING_RATIO=2)
+    cfg = make_cfg(name, REDUCED_DIM=3, **pooling)
+    cfg.MODEL.MASK_ON = True
+    cfg.MODEL.ROI_MASK_HEAD.update(
+        dict(NAME="MaskRCNNConvUpsampleHead", NUM_CONV=1, CONV_DIM=6, POOLER_RESOLUTION=4)
+    )
+    cfg.MODEL.ROI_MASK_HEAD.update(pooling)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "name", ["DeformROIHeads", "MXNetROIHeads", "DeformCascadeROIHeads", "DynamicCascadeROIHeads"]
+)
+def test_nothing_is_drawn_but_what_stays(name):
+    """A seed gives the weights of the parts that are built one after the other, by hand."""
+    cfg = modulated_cfg(name)
+    torch.manual_seed(0)
+    heads = build_roi_heads(cfg, SHAPES)
+    following = torch.rand(1)
+
+    torch.manual_seed(0)
+    conv_new = Conv2d(6, 3, kernel_size=1)
+    nn.init.normal_(conv_new.weight, std=0.01)
+    shapes = [ShapeSpec(channels=3, stride=stride) for stride in (4, 8)]
+    box_pooler = build_roi_pooler(cfg, "ROI_BOX_HEAD", shapes)
+    box_heads, outputs = nn.ModuleList(), nn.ModuleList()
+    kind = MXNetOutputLayers if name == "MXNetROIHeads" else BoxOutputLayers
+    for _ in range(3 if "Cascade" in name else 1):
+        box_heads.append(build_box_head(cfg, ShapeSpec(channels=3, height=3, width=3)))
+        outputs.append(kind(cfg, box_heads[-1].output_shape))
+    mask_pooler = build_roi_pooler(cfg, "ROI_MASK_HEAD", shapes)
+    mask_head = build_mask_head(cfg, ShapeSpec(channels=3, height=4, width=4))
+    assert torch.equal(following, torch.rand(1))
+    if "Cascade" not in name:
+        box_heads, outputs = box_heads[0], outputs[0]
+    for part, expected in [
+        (heads.conv_new.weight, conv_new.weight),
+        (heads.box_pooler, box_pooler),
+        (heads.box_head, box_heads),
+        (heads.box_predictor, outputs),
+        (heads.mask_pooler, mask_pooler),
+        (heads.mask_head, mask_head),
+    ]:
+        if isinstance(part, nn.Module):
+            part, expected = part.state_dict(), expected.state_dict()
+        assert_close(part, expected, rtol=0, atol=0)
+
+
 def test_narrowing():
     """One convolution for both branches, whose heads see its channels."""
     cfg = make_cfg("DeformCascadeROIHeads", REDUCED_DIM=3)
@@ -142,6 +207,39 @@ def test_impossible_cascades_are_named(cascade, box_head, message):
     cfg.MODEL.ROI_BOX_CASCADE_HEAD.update(cascade)
     with pytest.raises(ValueError, match=message):
         build_roi_heads(cfg, SHAPES)
+
+
+@pytest.mark.parametrize(
+    "name, key, value, message",
+    [(name, "ROI_BOX_HEAD.NAME", "", f"ROI_BOX_HEAD.NAME is empty: {name} needs") for name in NAMES]
+    + [
+        ("DeformROIHeads", "ROI_BOX_HEAD.OHEM_NUM", 65, "OHEM_NUM is 65"),
+        ("RFCNROIHeads", "ROI_BOX_HEAD.OHEM_NUM", 65, "OHEM_NUM is 65"),
+        ("RFCNROIHeads", "ROI_BOX_HEAD.REDUCED_DIM", 0, "REDUCED_DIM is 0"),
+        ("MXNetROIHeads", "ROI_HEADS.NMS_TYPE", "soft", "NMS_TYPE must be one of"),
+        ("DynamicCascadeROIHeads", "ROI_BOX_CASCADE_HEAD.IOUS", [0.5], "IOUS is .0.5,. and BBOX"),
+    ],
+)
+def test_mistakes_are_found_before_the_model_is_built(name, key, value, message):
+    """The checks that heads declare are those with which they are built."""
+    cfg = make_heads_cfg(name, OHEM_NUM=0, CLS_AGNOSTIC_BBOX_REG=True)
+    check_keys(cfg)
+    cfg.merge_from_list([f"MODEL.{key}", value])
+    with pytest.raises(ValueError, match=message):
+        check_keys(cfg)
+    with pytest.raises(ValueError, match=message):
+        build_roi_heads(cfg, SHAPES)
+
+
+@ROI_HEADS_REGISTRY.register()
+class HeadsOfRotatedBoxes(OHEMROIHeads):
+    """Heads of a user."""
+
+
+def test_pooling_of_rotated_boxes_is_left_to_detectron2():
+    heads = build_roi_heads(make_cfg("HeadsOfRotatedBoxes", POOLER_TYPE="ROIAlignRotated"), SHAPES)
+    assert type(heads.box_pooler) is ROIPooler
+    assert all(isinstance(level, ROIAlignRotated) for level in heads.box_pooler.level_poolers)
 
 
 def test_all_registered_heads_of_ours_are_tested():

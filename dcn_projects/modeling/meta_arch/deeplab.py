@@ -147,12 +147,12 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-@reads("TEST.WINDOW_SIZE", "TEST.WINDOW_STRIDE", checks=[window_options])
 @META_ARCH_REGISTRY.register()
+@reads("TEST.WINDOW_SIZE", "TEST.WINDOW_STRIDE", checks=[window_options])
 class DeepLab(SemanticSegmentor):
     """
-    SemanticSegmentor, with any head, that tests image by image, so that none is padded to the size
-    of another, and by windows where it is asked to.
+    SemanticSegmentor, with any head. It tests one image after the other, so that no image is padded
+    to the size of another. With TEST.WINDOW_SIZE it tests on windows that move over the image.
     """
 
     @configurable

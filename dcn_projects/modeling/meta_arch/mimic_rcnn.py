@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
-from detectron2.config import configurable
-from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
@@ -33,15 +33,36 @@ def crop_patches(image: Tensor, boxes: Tensor, size: int) -> Tensor:
     return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
 
-@reads("MODEL.MIMIC")
+def check_mimic(cfg: CfgNode) -> None:
+    """Raises ValueError, naming the key, if a config asks for what mimicking cannot do."""
+    keys, heads = cfg.MODEL.MIMIC, cfg.MODEL.ROI_HEADS.NAME
+    if not hasattr(ROI_HEADS_REGISTRY.get(heads), "box_features"):
+        raise ValueError(
+            f"MODEL.ROI_HEADS.NAME is {heads}: MimicRCNN needs DeformROIHeads, or others of this "
+            "project with a box head"
+        )
+    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
+        raise ValueError(
+            "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals: MimicRCNN needs one with "
+            "layers, such as RPN"
+        )
+    if keys.NUM_SAMPLES < 1:
+        raise ValueError(f"MODEL.MIMIC.NUM_SAMPLES is {keys.NUM_SAMPLES}, expected 1 or more")
+    if keys.REDUCTION not in ("sum_per_image", "mean"):
+        raise ValueError(
+            f"MODEL.MIMIC.REDUCTION is {keys.REDUCTION}, expected sum_per_image or mean"
+        )
+
+
 @META_ARCH_REGISTRY.register()
+@reads("MODEL.MIMIC", checks=[check_mimic])
 class MimicRCNN(GeneralizedRCNN):
     """
     Faster or Mask R-CNN that learns the features of an R-CNN (arXiv 1811.11168, Sec. 3.3). In
     training, patches of the image around some foreground RoIs go through the same backbone, RoI
-    pooling and box head as the image; the features of a RoI shall point where those of its patch
-    do, which have a classifier of their own. Nothing of it is left at inference, where the model
-    is a GeneralizedRCNN.
+    pooling and box head as the image; the features of a RoI learn to point in the direction of
+    those of its patch, and a separate classifier reads the latter. At inference there are no
+    patches: the model is then a GeneralizedRCNN.
 
     With f(b) and g(b) the features of a RoI b and of its patch, and a sum over the chosen RoIs,
 
@@ -89,8 +110,9 @@ class MimicRCNN(GeneralizedRCNN):
 
     @classmethod
     def from_config(cls, cfg):
+        check_mimic(cfg)
         ret = super().from_config(cfg)
-        _check(cfg, ret["backbone"], ret["roi_heads"])
+        _check_parts(cfg, ret["backbone"], ret["roi_heads"])
         keys = cfg.MODEL.MIMIC
         return {
             **ret,
@@ -123,7 +145,7 @@ class MimicRCNN(GeneralizedRCNN):
         """
         Args:
             images: N images, as the backbone took them
-            features: what it made of them
+            features: the maps that the backbone returned for them
             proposals: of each image, with `proposal_boxes` and `gt_classes`
         Returns:
             dict: "loss_mimic_cos" and "loss_mimic_cls". Without any foreground RoI both are 0, with
@@ -134,8 +156,8 @@ class MimicRCNN(GeneralizedRCNN):
         classes = torch.cat([p.gt_classes for p in chosen])
         weight = 1.0
         if len(classes) == 0:
-            # The first image as a whole, only so that all layers run: SyncBN waits for
-            # every process, and DistributedDataParallel for every gradient.
+            # The first image as a whole, with a weight of 0, so that all layers run: SyncBN waits
+            # for every process, and DistributedDataParallel for every gradient.
             height, width = images.image_sizes[0]
             boxes[0] = Boxes(boxes[0].tensor.new_tensor([[0, 0, width, height]]))
             classes, weight = classes.new_zeros(1), 0.0
@@ -166,29 +188,10 @@ class MimicRCNN(GeneralizedRCNN):
         return proposals[rows[torch.randperm(len(rows), device=rows.device)[: self.num_samples]]]
 
 
-def _check(cfg, backbone, roi_heads):
-    """Raises ValueError if the config names heads or patches with which mimicking cannot work."""
-    keys = cfg.MODEL.MIMIC
-    if not hasattr(roi_heads, "box_features"):
-        raise ValueError(
-            f"MODEL.ROI_HEADS.NAME is {cfg.MODEL.ROI_HEADS.NAME}: MimicRCNN needs DeformROIHeads, "
-            "or others of this project with a box head"
-        )
-    if cfg.MODEL.PROPOSAL_GENERATOR.NAME == "PrecomputedProposals":
-        raise ValueError(
-            "MODEL.PROPOSAL_GENERATOR.NAME is PrecomputedProposals: MimicRCNN needs one with "
-            "layers, such as RPN"
-        )
+def _check_parts(cfg: CfgNode, backbone: nn.Module, roi_heads: nn.Module) -> None:
+    """Raises ValueError, naming the key, if the parts that were built do not fit mimicking."""
     if roi_heads.box_feature_shape.height is not None:
         raise ValueError("MODEL.ROI_BOX_HEAD.NUM_FC is 0: MimicRCNN needs 1 or more")
-    if keys.NUM_SAMPLES < 1:
-        raise ValueError(f"MODEL.MIMIC.NUM_SAMPLES is {keys.NUM_SAMPLES}, expected 1 or more")
-    divisor = max(backbone.size_divisibility, 1)
-    if keys.PATCH_SIZE < 1 or keys.PATCH_SIZE % divisor:
-        raise ValueError(
-            f"MODEL.MIMIC.PATCH_SIZE is {keys.PATCH_SIZE}, expected a multiple of {divisor}"
-        )
-    if keys.REDUCTION not in ("sum_per_image", "mean"):
-        raise ValueError(
-            f"MODEL.MIMIC.REDUCTION is {keys.REDUCTION}, expected sum_per_image or mean"
-        )
+    size, divisor = cfg.MODEL.MIMIC.PATCH_SIZE, max(backbone.size_divisibility, 1)
+    if size < 1 or size % divisor:
+        raise ValueError(f"MODEL.MIMIC.PATCH_SIZE is {size}, expected a multiple of {divisor}")

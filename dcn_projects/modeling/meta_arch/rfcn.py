@@ -18,8 +18,8 @@ def check_heads(cfg) -> None:
         )
 
 
-@reads(checks=[check_heads])
 @META_ARCH_REGISTRY.register()
+@reads(checks=[check_heads])
 class RFCN(HasRenamedParameters, GeneralizedRCNN):
     """
     R-FCN (arXiv 1605.06409): a GeneralizedRCNN with `RFCNROIHeads`, which have all that R-FCN is.

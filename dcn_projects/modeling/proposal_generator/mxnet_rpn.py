@@ -19,19 +19,22 @@ __all__ = ["MXNetRPN", "MXNetRPNHead"]
 @RPN_HEAD_REGISTRY.register()
 class MXNetRPNHead(StandardRPNHead):
     """
-    detectron2's head, started as the two-way softmax of the original: its one logit is the
-    difference of a foreground and a background filter, each N(0, 0.01). The two filters move in
-    opposite directions, so that their difference learns twice as fast: give `objectness_logits`
-    a factor of 2 in SOLVER.LR_FACTORS (which also doubles its decay, unlike the original's).
+    detectron2's head, which starts as the two-way softmax of the original. Its one logit is the
+    difference of the original's two, softmax(a, b)_a = sigmoid(a - b), so that its weights are
+    w_fg - w_bg, both of which start at N(0, 0.01). Of any loss, the gradients of w_fg and w_bg are
+    opposite: a step moves the difference by d(w_fg - w_bg) = 2 d w_fg, twice as far as a step of
+    the one filter here. So give `objectness_logits` a factor of 2 in SOLVER.LR_FACTORS (which also
+    doubles its decay, unlike the original's).
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        # Var(a - b) = 2 Var(a), for independent a and b of equal variance.
         nn.init.normal_(self.objectness_logits.weight, std=0.01 * 2**0.5)
 
 
-@reads("MODEL.RPN.IMAGE_STRIDE")
 @PROPOSAL_GENERATOR_REGISTRY.register()
+@reads("MODEL.RPN.IMAGE_STRIDE")
 class MXNetRPN(RPN):
     """
     RPN with the conventions of the MXNet code of Deformable ConvNets where they differ from
@@ -89,15 +92,16 @@ class MXNetRPN(RPN):
 
     def losses(self, anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes):
         """
-        As in RPN, but the classification loss is the mean over the anchors that were sampled in
-        the batch, which may be fewer than BATCH_SIZE_PER_IMAGE per image. The box loss is still
+        As in RPN, but the classification loss is the mean over the S anchors that were sampled in
+        the batch, L_cls = (1 / S) * sum of their cross entropies. RPN divides the sum by
+        BATCH_SIZE_PER_IMAGE times the images, which may be more than S. The box loss is still
         divided by that.
         """
         losses = super().losses(
             anchors, pred_objectness_logits, gt_labels, pred_anchor_deltas, gt_boxes
         )
         num_sampled = (torch.stack(gt_labels) >= 0).sum().clamp(min=1)
-        expected = self.batch_size_per_image * len(gt_labels)
+        expected = self.batch_size_per_image * len(gt_labels)  # what RPN has divided by
         losses["loss_rpn_cls"] = losses["loss_rpn_cls"] * (expected / num_sampled)
         return losses
 

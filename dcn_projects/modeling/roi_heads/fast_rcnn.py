@@ -17,7 +17,36 @@ from dcn_projects.config import reads
 
 from ..box_nms import box_nms, detections_above, soft_nms_options
 
-__all__ = ["BoxOutputLayers"]
+__all__ = ["BoxOutputLayers", "ohem_options"]
+
+
+def ohem_options(cfg) -> dict:
+    """
+    Returns:
+        dict: arguments `ohem_num` and `ohem_box_loss` of `BoxOutputLayers`
+    Raises:
+        ValueError: naming the key whose value cannot be used
+    """
+    keys = cfg.MODEL.ROI_BOX_HEAD
+    sampled = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
+    if not 0 <= keys.OHEM_NUM <= sampled:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.OHEM_NUM is {keys.OHEM_NUM}, expected 0 (off) or some of the "
+            f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = {sampled} RoIs"
+        )
+    by_box_loss = keys.OHEM_NUM > 0 and keys.OHEM_BOX_LOSS
+    if by_box_loss and keys.BBOX_REG_LOSS_TYPE != "smooth_l1":
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {keys.BBOX_REG_LOSS_TYPE}: OHEM_NUM > 0 "
+            "needs smooth_l1, or OHEM_BOX_LOSS False"
+        )
+    # Of detectron2's main branch.
+    if keys.OHEM_NUM > 0 and keys.get("USE_SIGMOID_CE"):
+        raise ValueError(
+            "MODEL.ROI_BOX_HEAD.OHEM_NUM > 0 needs USE_SIGMOID_CE False: it ranks RoIs by the "
+            "cross entropy of a softmax"
+        )
+    return {"ohem_num": keys.OHEM_NUM, "ohem_box_loss": keys.OHEM_BOX_LOSS}
 
 
 @reads(
@@ -26,6 +55,7 @@ __all__ = ["BoxOutputLayers"]
     "MODEL.ROI_HEADS.SOFT_NMS_SCORE_THRESH",
     "MODEL.ROI_BOX_HEAD.OHEM_NUM",
     "MODEL.ROI_BOX_HEAD.OHEM_BOX_LOSS",
+    checks=[soft_nms_options, ohem_options],
 )
 class BoxOutputLayers(FastRCNNOutputLayers):
     """
@@ -58,7 +88,8 @@ class BoxOutputLayers(FastRCNNOutputLayers):
             ohem_num: RoIs kept per image; 0 keeps all
             ohem_box_loss: the choice is by both losses, and for both. False: it is by the cross
                 entropy alone, and the box loss is that of all RoIs
-            nms_type: "hard", "linear" or "gaussian". The first two use `test_nms_thresh`
+            nms_type: "hard", "linear" or "gaussian", of which the first two use `test_nms_thresh`;
+                or "none" for everything above `test_score_thresh`, in no particular order
             soft_nms_sigma: width of the Gaussian
             soft_nms_score_thresh: soft-NMS drops a box whose score does not stay above this
             others: as in FastRCNNOutputLayers
@@ -76,7 +107,7 @@ class BoxOutputLayers(FastRCNNOutputLayers):
         soft_nms = soft_nms_options(cfg)
         return {
             **ret,
-            **_ohem_options(cfg),
+            **ohem_options(cfg),
             "nms_type": soft_nms["method"],
             "soft_nms_sigma": soft_nms["sigma"],
             "soft_nms_score_thresh": soft_nms["score_threshold"],
@@ -145,7 +176,7 @@ class BoxOutputLayers(FastRCNNOutputLayers):
 
     def inference(self, predictions, proposals: list[Instances]):
         """
-        Scores above `test_score_thresh`, NMS within each class, then the best
+        Scores above `test_score_thresh`, the NMS of `nms_type` within each class, then the best
         `test_topk_per_image` of the image.
 
         Returns:
@@ -158,9 +189,11 @@ class BoxOutputLayers(FastRCNNOutputLayers):
         detections, rois = [], []
         for b, s, p in zip(boxes, scores, proposals):
             found, of = detections_above(b, s, p.image_size, self.test_score_thresh)
-            kept, indices = self.suppress(found)
-            detections.append(kept)
-            rois.append(of[indices])
+            if self.nms_type != "none":
+                found, kept = self.suppress(found)
+                of = of[kept]
+            detections.append(found)
+            rois.append(of)
         return detections, rois
 
     def suppress(self, detections: Instances) -> tuple[Instances, Tensor]:
@@ -173,32 +206,3 @@ class BoxOutputLayers(FastRCNNOutputLayers):
             sigma=self.soft_nms_sigma,
             score_threshold=self.soft_nms_score_thresh,
         )
-
-
-def _ohem_options(cfg) -> dict:
-    """
-    Returns:
-        dict: arguments `ohem_num` and `ohem_box_loss` of `BoxOutputLayers`
-    Raises:
-        ValueError: naming the key whose value cannot be used
-    """
-    keys = cfg.MODEL.ROI_BOX_HEAD
-    sampled = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE
-    if not 0 <= keys.OHEM_NUM <= sampled:
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.OHEM_NUM is {keys.OHEM_NUM}, expected 0 (off) or some of the "
-            f"MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = {sampled} RoIs"
-        )
-    by_box_loss = keys.OHEM_NUM > 0 and keys.OHEM_BOX_LOSS
-    if by_box_loss and keys.BBOX_REG_LOSS_TYPE != "smooth_l1":
-        raise ValueError(
-            f"MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE is {keys.BBOX_REG_LOSS_TYPE}: OHEM_NUM > 0 "
-            "needs smooth_l1, or OHEM_BOX_LOSS False"
-        )
-    # Of detectron2's main branch.
-    if keys.OHEM_NUM > 0 and keys.get("USE_SIGMOID_CE"):
-        raise ValueError(
-            "MODEL.ROI_BOX_HEAD.OHEM_NUM > 0 needs USE_SIGMOID_CE False: it ranks RoIs by the "
-            "cross entropy of a softmax"
-        )
-    return {"ohem_num": keys.OHEM_NUM, "ohem_box_loss": keys.OHEM_BOX_LOSS}

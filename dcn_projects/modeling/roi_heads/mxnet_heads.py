@@ -63,8 +63,8 @@ class MXNetOutputLayers(BoxOutputLayers):
         ]
 
 
-@reads("MODEL.ROI_HEADS.FILL_BATCH")
 @ROI_HEADS_REGISTRY.register()
+@reads("MODEL.ROI_HEADS.FILL_BATCH")
 class MXNetROIHeads(DeformROIHeads):
     """
     Faster R-CNN with two fully connected layers (arXiv 1703.06211, Sec. 2.3), on the dilated res5,

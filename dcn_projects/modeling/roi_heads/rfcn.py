@@ -11,10 +11,9 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROIHeads
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from dcn_projects.config import reads
+from dcn_projects.config import checks_of, reads
 from dcn_projects.layers import DeformROIPool, PSROIPool
 
-from ..box_nms import soft_nms_options
 from .mxnet_heads import MXNetOutputLayers
 
 __all__ = ["DeformPSROIPool", "RFCNROIHeads", "RFCNScoreMaps"]
@@ -118,14 +117,14 @@ def check_rfcn(cfg: CfgNode) -> None:
             raise ValueError(f"MODEL.{key} is True: R-FCN finds boxes and nothing else")
 
 
+@ROI_HEADS_REGISTRY.register()
 @reads(
     *MXNetOutputLayers.config_keys,
     "MODEL.ROI_BOX_HEAD.REDUCED_DIM",
     "MODEL.ROI_BOX_HEAD.POOLER_TYPE",
     "MODEL.ROI_BOX_HEAD.POOLER_GAMMA",
-    checks=[soft_nms_options, check_rfcn],
+    checks=[*checks_of(MXNetOutputLayers), check_rfcn],
 )
-@ROI_HEADS_REGISTRY.register()
 class RFCNROIHeads(ROIHeads):
     """
     The heads of R-FCN: position-sensitive score maps, RoI pooling and voting (arXiv 1605.06409,
@@ -227,7 +226,8 @@ class RFCNROIHeads(ROIHeads):
         if self.offset_pooler is None:
             pooled = self.pooler(maps[kind].float(), rois)
         else:
-            # The offsets of the bins are position-sensitive, too: pooled without offsets.
+            # The offsets of the bins come from position-sensitive maps as well. Those are pooled
+            # without offsets.
             offset = self.offset_pooler(maps[kind + "_offset"].float(), rois)
             pooled = self.pooler(maps[kind].float(), rois, offset)
         return pooled.mean(dim=(2, 3))

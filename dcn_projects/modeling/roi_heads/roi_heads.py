@@ -3,18 +3,26 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, StandardROIHeads, build_box_head
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
-from dcn_projects.config import reads
+from dcn_projects.config import checks_of, reads
 
-from ..box_nms import soft_nms_options
-from ..dynamic_rcnn import DynamicTraining
+from ..dynamic_rcnn import DynamicTraining, warn_of_unused_keys
 from ..poolers import build_roi_pooler
 from .fast_rcnn import BoxOutputLayers
 
 __all__ = ["CombinedROIHeads", "DeformROIHeads", "DynamicROIHeads", "OHEMROIHeads"]
+
+
+def check_box_head(cfg: CfgNode) -> None:
+    """Raises ValueError if a config names no box head, as those of models on res4 do."""
+    if not cfg.MODEL.ROI_BOX_HEAD.NAME:
+        raise ValueError(
+            f"MODEL.ROI_BOX_HEAD.NAME is empty: {cfg.MODEL.ROI_HEADS.NAME} needs a box head such "
+            "as FastRCNNConvFCHead. Models on res4 (Res5ROIHeads) have none"
+        )
 
 
 @reads(
@@ -26,13 +34,13 @@ __all__ = ["CombinedROIHeads", "DeformROIHeads", "DynamicROIHeads", "OHEMROIHead
         for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD")
         for key in ("TYPE", "GAMMA", "FC_DIM", "SHARE_LEVELS")
     ),
-    checks=[soft_nms_options],
+    checks=[*checks_of(BoxOutputLayers), check_box_head],
 )
 class CombinedROIHeads:
     """
-    What heads of this project add to those of detectron2, before which they have it as a base
-    class: StandardROIHeads, or CascadeROIHeads. Each part is switched on by its keys, alone or with
-    others:
+    The parts that this project adds to detectron2's ROI heads. A class of heads inherits from this
+    class first, and then from detectron2's StandardROIHeads or CascadeROIHeads. Each part is
+    switched on by its keys, alone or with others:
 
         ROI_BOX_HEAD.POOLER_TYPE, ROI_MASK_HEAD.POOLER_TYPE   deformable RoI pooling
         ROI_BOX_HEAD.REDUCED_DIM                              a 1x1 convolution before it
@@ -45,8 +53,8 @@ class CombinedROIHeads:
     output_layers = BoxOutputLayers
     # Whether the heads are dynamic without DYNAMIC_RCNN.ENABLED.
     always_dynamic = False
-    # Whether POOLER_TYPE "ROIPool" rounds as the original does. Else it is detectron2's, which
-    # counts the pixel beyond the far corner of a RoI as a part of it.
+    # Whether POOLER_TYPE "ROIPool" rounds as the original does. If not, it is detectron2's, which
+    # counts the pixel beyond the far corner of a RoI as a part of the RoI.
     rounds_as_original = False
 
     @configurable
@@ -70,21 +78,28 @@ class CombinedROIHeads:
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]):
+        check_box_head(cfg)
         ret = super().from_config(cfg, input_shape)
         if cls.always_dynamic or cfg.MODEL.DYNAMIC_RCNN.ENABLED:
             ret.update(cls._init_dynamic(cfg))
+        else:
+            warn_of_unused_keys(cfg)
         return ret
 
     @classmethod
-    def _init_box_head(cls, cfg, input_shape):
+    def _init_box_pooler(cls, cfg, input_shape) -> tuple[dict, ShapeSpec]:
+        """Arguments of the class for all before the box head, and the shape that the head reads."""
         shapes = _narrowed_shapes(cfg, input_shape)
-        conv_new = _build_conv_new(cfg, input_shape)
-        cfg_of_base, pooler = cls._replace_pooler(cfg, "ROI_BOX_HEAD", shapes)
-        ret = super()._init_box_head(cfg_of_base, shapes)
-        ret.update(cls._init_outputs(cfg, ret))
-        if pooler is not None:
-            ret["box_pooler"] = pooler
-        return {**ret, "conv_new": conv_new}
+        features, keys = cfg.MODEL.ROI_HEADS.IN_FEATURES, cfg.MODEL.ROI_BOX_HEAD
+        ret = {"box_in_features": features, "conv_new": _build_conv_new(cfg, input_shape)}
+        side, of_features = keys.POOLER_RESOLUTION, [shapes[f] for f in features]
+        if keys.POOLER_TYPE == "ROIPool" and not cls.rounds_as_original:
+            scales = [1.0 / shape.stride for shape in of_features]
+            pooler = ROIPooler(side, scales, keys.POOLER_SAMPLING_RATIO, "ROIPool")
+        else:
+            pooler = build_roi_pooler(cfg, "ROI_BOX_HEAD", of_features)
+        pooled = ShapeSpec(channels=of_features[0].channels, height=side, width=side)
+        return {**ret, "box_pooler": pooler}, pooled
 
     @classmethod
     def _init_mask_head(cls, cfg, input_shape):
@@ -106,7 +121,8 @@ class CombinedROIHeads:
         class builds; and the config for the latter, with a POOLER_TYPE that it knows.
         """
         kind = cfg.MODEL[head].POOLER_TYPE
-        if not kind:  # a mask head of detectron2 that pools for itself
+        # A mask head of detectron2 that pools for itself, or pooling for rotated boxes.
+        if not kind or kind == "ROIAlignRotated":
             return cfg, None
         features = cfg.MODEL.ROI_HEADS.IN_FEATURES
         pooler = build_roi_pooler(cfg, head, [shapes[f] for f in features])
@@ -171,16 +187,28 @@ class OHEMROIHeads(CombinedROIHeads, StandardROIHeads):
     """
 
     @classmethod
-    def _init_outputs(cls, cfg, ret):
-        return {"box_predictor": cls.output_layers(cfg, ret["box_head"].output_shape)}
+    def _init_box_head(cls, cfg, input_shape):
+        shapes = _narrowed_shapes(cfg, input_shape)
+        conv_new = _build_conv_new(cfg, input_shape)
+        cfg_of_base, pooler = cls._replace_pooler(cfg, "ROI_BOX_HEAD", shapes)
+        ret = super()._init_box_head(cfg_of_base, shapes)
+        ret["box_predictor"] = cls.output_layers(cfg, ret["box_head"].output_shape)
+        if pooler is not None:
+            ret["box_pooler"] = pooler
+        return {**ret, "conv_new": conv_new}
 
     @classmethod
     def _init_dynamic(cls, cfg):
+        labels = list(cfg.MODEL.ROI_HEADS.IOU_LABELS)
+        if labels != [0, 1]:
+            raise ValueError(
+                f"MODEL.ROI_HEADS.IOU_LABELS is {labels}, with MODEL.ROI_HEADS.IOU_THRESHOLDS "
+                f"{list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS)}: Dynamic R-CNN has one threshold "
+                "between background and foreground. Use [0, 1], and one IoU"
+            )
         keys = cfg.MODEL.DYNAMIC_RCNN
         key = "DYNAMIC_RCNN.WARMUP_IOU" if keys.DLA else "ROI_HEADS.IOU_THRESHOLDS"
         thresholds = [keys.WARMUP_IOU] if keys.DLA else list(cfg.MODEL.ROI_HEADS.IOU_THRESHOLDS)
-        if len(thresholds) != 1:
-            raise ValueError(f"MODEL.{key} is {thresholds}, expected one IoU")
         dynamic = DynamicTraining.from_config(cfg, thresholds, key)
         return {"dynamic": dynamic, "proposal_matcher": dynamic.matchers[0]}
 
@@ -216,12 +244,21 @@ class DeformROIHeads(OHEMROIHeads):
 
     rounds_as_original = True
 
+    @classmethod
+    def _init_box_head(cls, cfg, input_shape):
+        # The base class would also draw the weights of a predictor of detectron2, which these heads
+        # replace. Without it, a seed gives the same network as in version 0.1.
+        ret, pooled = cls._init_box_pooler(cfg, input_shape)
+        ret["box_head"] = build_box_head(cfg, pooled)
+        ret["box_predictor"] = cls.output_layers(cfg, ret["box_head"].output_shape)
+        return ret
+
 
 @ROI_HEADS_REGISTRY.register()
 class DynamicROIHeads(OHEMROIHeads):
     """
     Heads of Dynamic R-CNN (arXiv 2004.06002), with all else of `CombinedROIHeads`. In training they
-    have a `DynamicTraining`. It does not change inference.
+    have a `DynamicTraining`. Inference is that of heads that are not dynamic.
     """
 
     always_dynamic = True

@@ -18,7 +18,7 @@ __all__ = ["ReLUGroupNorm", "TensorpackBoxHead", "TensorpackMaskHead"]
 
 
 class ReLUGroupNorm(nn.GroupNorm):
-    """GN of 32 groups, of what ReLU leaves of its input."""
+    """ReLU, and then GN of 32 groups."""
 
     def __init__(self, channels: int):
         super().__init__(32, channels)

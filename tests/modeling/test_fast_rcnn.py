@@ -1,3 +1,5 @@
+"""Outputs of the box heads: online hard example mining, and the heads that do it."""
+
 import pytest
 import torch
 import torch.nn.functional as F
