@@ -160,10 +160,12 @@ class Trainer(DefaultTrainer):
             options = build_detection_train_loader.from_config(cfg, mapper=mapper)
             masks = cfg.INPUT.MASK_FORMAT if task.learns_masks(cfg) else None
             check_objects_to_learn(options["dataset"], masks)
-            check_classes(cfg, cfg.DATASETS.TRAIN)
             if cfg.DATALOADER.EXACT_RESUME:
-                return ExactTrainLoader(options, cfg.SEED)
-            return build_detection_train_loader(**options)
+                loader = ExactTrainLoader(options, cfg.SEED)
+            else:
+                loader = build_detection_train_loader(**options)
+        check_classes(cfg, cfg.DATASETS.TRAIN)  # which are known when the data are loaded
+        return loader
 
     @classmethod
     def build_test_loader(cls, cfg, dataset_name):
@@ -173,7 +175,7 @@ class Trainer(DefaultTrainer):
         mapper = task.build_mapper(cfg, is_train=False, **options)
         with loading([dataset_name]):
             loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-            check_classes(cfg, [dataset_name])
+        check_classes(cfg, [dataset_name])
         return loader
 
     @classmethod
