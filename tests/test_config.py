@@ -1,57 +1,26 @@
 """Every key of this project is read by a component that says so, or by the engine."""
 
-from collections.abc import Iterator
-
-from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import (
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    RPN_HEAD_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
-)
+from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
-import dcn_projects.modeling  # noqa: F401  (registers the components)
 from dcn_projects.config import add_dcn_config, keys_read_by, reads
+from dcn_projects.config_keys import leaves
 from dcn_projects.engine import check_config
+from dcn_projects.engine.tasks import REGISTRIES
 
-REGISTRIES = [
-    ANCHOR_GENERATOR_REGISTRY,
-    BACKBONE_REGISTRY,
-    META_ARCH_REGISTRY,
-    PROPOSAL_GENERATOR_REGISTRY,
-    ROI_BOX_HEAD_REGISTRY,
-    ROI_HEADS_REGISTRY,
-    ROI_MASK_HEAD_REGISTRY,
-    RPN_HEAD_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
-]
 # Groups that the engine reads, for every model.
 ENGINE = {"SOLVER", "DATALOADER", "TEST.AUG"}
-
-
-def leaves(node: CfgNode, prefix: str = "") -> Iterator[str]:
-    for name, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name
 
 
 def our_keys() -> set[str]:
     theirs, ours = get_cfg(), get_cfg()
     add_deeplab_config(theirs)
     add_dcn_config(ours)
-    return set(leaves(ours)) - set(leaves(theirs))
+    return dict(leaves(ours)).keys() - dict(leaves(theirs)).keys()
 
 
 def declared_keys() -> set[str]:
-    components = [component for registry in REGISTRIES for _, component in registry]
+    components = [component for registry in REGISTRIES.values() for _, component in registry]
     return {key for c in components for key in keys_read_by(c)}
 
 
