@@ -3,7 +3,7 @@
 from .dataset_mapper import CheckedDatasetMapper
 from .datasets import check_datasets, check_objects_to_evaluate, check_objects_to_learn, loading
 from .exact_train_loader import ExactTrainLoader, check_exact_resume
-from .images import list_images, read_bgr_image
+from .images import check_image, damage, image_size, list_images, read_bgr_image
 from .labels import read_labels
 from .sem_seg_mapper import SemSegMapper
 
@@ -13,8 +13,11 @@ __all__ = [
     "SemSegMapper",
     "check_datasets",
     "check_exact_resume",
+    "check_image",
     "check_objects_to_evaluate",
     "check_objects_to_learn",
+    "damage",
+    "image_size",
     "list_images",
     "loading",
     "read_bgr_image",

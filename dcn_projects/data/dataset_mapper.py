@@ -2,6 +2,8 @@ from detectron2.data import DatasetMapper
 
 from dcn_projects.errors import one_line
 
+from .images import check_header
+
 __all__ = ["CheckedDatasetMapper"]
 
 # Pillow raises SyntaxError on broken PNGs, detectron2 any of the last on odd annotations.
@@ -15,9 +17,10 @@ class CheckedDatasetMapper(DatasetMapper):
     def __call__(self, dataset_dict):
         """
         Raises:
-            OSError: if the image cannot be read, or does not have the size in the annotations, or
-                these are damaged
+            OSError: if the image cannot be read or used, or does not have the size in the
+                annotations, or these are damaged
         """
+        check_header(dataset_dict["file_name"])
         try:
             return super().__call__(dataset_dict)
         except _OF_DAMAGE as e:

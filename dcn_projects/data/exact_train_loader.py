@@ -6,9 +6,9 @@ import numpy as np
 from detectron2.data import DatasetFromList, build_detection_train_loader
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.file_io import PathManager
-from PIL import Image
 from torch.utils.data import IterableDataset, get_worker_info
+
+from .images import image_size
 
 __all__ = ["ExactTrainLoader", "check_exact_resume"]
 
@@ -22,19 +22,14 @@ def seed_by(*numbers: int) -> None:
     seed_all_rng(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 
-@functools.cache
-def image_size(path: str) -> tuple[int, int]:
-    """Width and height of an image as detectron2 reads it: turned as its EXIF data tell."""
-    with PathManager.open(path, "rb") as f, Image.open(f) as image:
-        turned = "exif" in image.info and image.getexif().get(0x0112, 1) >= 5  # orientation
-        return image.size[::-1] if turned else image.size
+size_of_file = functools.cache(image_size)  # which is asked in every epoch
 
 
 def is_wide(record: dict) -> bool:
     """What detectron2 groups images by. Where a record has no size, its mapper adds the file's."""
     if "width" in record:
         return record["width"] > record["height"]
-    width, height = image_size(record["file_name"])
+    width, height = size_of_file(record["file_name"])
     return width > height
 
 

@@ -1,14 +1,40 @@
+"""Image files: whether they can be used, how large they are, and their pixels."""
+
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from detectron2.data.detection_utils import read_image
-from PIL import Image
+from detectron2.utils.file_io import PathManager
+from PIL import Image, UnidentifiedImageError
 
 from dcn_projects.errors import one_line
 
-__all__ = ["check_image", "is_image_name", "list_images", "read_bgr_image"]
+__all__ = [
+    "check_header",
+    "check_image",
+    "damage",
+    "image_size",
+    "is_image_name",
+    "list_images",
+    "read_bgr_image",
+]
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Modes of Pillow that it converts to 8 bits per channel without loss of what is seen.
+_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
+_ORIENTATION = 0x0112  # the EXIF tag
+# How files end in formats whose end can be told, and in how many last bytes it is looked for.
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}
+_LAST_BYTES = 64
+# What PNGs have orientations in. Behind the pixels, the data are no longer than one EXIF block.
+_PNG_NOTES = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_LONGEST_NOTE = 2**16
+# Pillow raises SyntaxError on broken PNGs, and ValueError on broken headers of PPMs.
+_OF_DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+_MISSING = "does not exist"
 
 
 def read_bgr_image(path: str | Path) -> np.ndarray:
@@ -19,30 +45,67 @@ def read_bgr_image(path: str | Path) -> np.ndarray:
         ndarray: (H, W, 3), uint8, BGR
     Raises:
         FileNotFoundError: if it is not there
-        OSError: if it is no image, or was cut off
+        OSError: if it is no image, has pixels that cannot be used, or was cut off
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist.")
+    if problem := _examine(path, _refusal):
+        raise _error(path, problem)
     try:
         return np.ascontiguousarray(read_image(str(path), format="BGR"))
-    except (OSError, ValueError, SyntaxError) as e:  # Pillow raises SyntaxError on broken PNGs
-        raise OSError(f"{path} is no image, or was cut off ({one_line(e)}).") from e
+    except _OF_DAMAGE as e:
+        raise _error(path, _problem(path, e)) from e
 
 
 def check_image(path: str | Path) -> None:
     """
-    Find out by its first bytes whether a file is an image, as quickly for a large one.
+    Find out whether a file is an image that can be used, as `damage` does.
 
     Raises:
         FileNotFoundError: if it is not there
-        OSError: if it is no image
+        OSError: if it cannot be used
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist.")
+    if problem := damage(path):
+        raise _error(path, problem)
+
+
+def damage(path: str | Path) -> str:
+    """
+    Find out quickly what is wrong with an image file: by its header and its last bytes. Only a JPEG
+    or a PNG without the end of its format is decoded, as some that are whole have other bytes
+    behind it.
+
+    Returns:
+        str: the rest of a sentence that begins with the path, without the full stop; "" if nothing
+        is found
+    """
+    return _examine(path, lambda image: _refusal(image) or _cut_off(image))
+
+
+def check_header(path: str | Path) -> None:
+    """
+    Find out by the header alone, before an image of a data set is read, whether it can be used.
+
+    Raises:
+        OSError: if it cannot; the line says what to do
+    """
+    if problem := _examine(path, _refusal):
+        raise OSError(
+            f"Cannot use {path}: it {problem}. "
+            "Replace the file, or take the image out of the data set."
+        )
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """
+    Width and height of an image as detectron2 reads it: turned as its EXIF data tell.
+
+    Raises:
+        OSError: if it is no image, as far as its header tells
+    """
     try:
-        Image.open(path).close()
-    except (OSError, ValueError, SyntaxError) as e:
-        raise OSError(f"{path} is no image, or was cut off ({one_line(e)}).") from e
+        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+            return image.size[::-1] if _orientation(image) >= 5 else image.size
+    except _OF_DAMAGE as e:
+        raise _error(path, _problem(path, e)) from e
 
 
 def is_image_name(path: str | Path) -> bool:
@@ -61,3 +124,79 @@ def list_images(folder: str | Path) -> list[Path]:
     if not paths:
         raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
     return paths
+
+
+def _error(path: str | Path, problem: str) -> OSError:
+    return (FileNotFoundError if problem == _MISSING else OSError)(f"{path} {problem}.")
+
+
+def _examine(path: str | Path, find_problem: Callable[[Image.Image], str]) -> str:
+    """What `find_problem` says of an image whose header was read, or why it could not be read."""
+    try:
+        with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
+            return find_problem(image)
+    except _OF_DAMAGE as e:
+        return _problem(path, e)
+
+
+def _problem(path: str | Path, error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return _MISSING
+    if isinstance(error, IsADirectoryError):
+        return "is no image, but a folder"
+    if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the image
+        return f"cannot be read ({error.strerror})"
+    why = one_line(error)
+    if isinstance(error, UnidentifiedImageError):  # its own message has a Python object in it
+        if os.path.getsize(PathManager.get_local_path(str(path))) == 0:
+            return "is empty"
+        why = "it does not begin as an image does"
+    return f"is no image, or was cut off ({why})"
+
+
+def _refusal(image: Image.Image) -> str:
+    """Why pixels cannot be used, although they could be read. All readers of images ask here."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        # 12 bits in a file of 16 bits would become almost black if its levels were divided by 256.
+        return (
+            f"has grey levels of more than 8 bits (mode {image.mode}), and which of them are black "
+            "and white is not known: convert it to 8 bits"
+        )
+    if image.mode not in _MODES:
+        return f"has colours of the mode {image.mode}, which cannot be read: convert it to RGB"
+    if image.format == "TIFF" and image.tag_v2.get(_ORIENTATION, 1) != 1:
+        # Pillow turns it when it is decoded, and detectron2 does the same once more.
+        return "is a TIFF file that has to be turned when it is read: save it in another format"
+    return ""
+
+
+def _cut_off(image: Image.Image) -> str:
+    end = _ENDS.get(image.format)
+    if end is not None and end not in _last_bytes(image, _LAST_BYTES):
+        image.load()
+    return ""
+
+
+def _last_bytes(image: Image.Image, count: int) -> bytes:
+    """Of the file of an image, which Pillow then reads on where it was."""
+    place = image.fp.tell()
+    size = image.fp.seek(0, os.SEEK_END)
+    image.fp.seek(max(0, size - count))
+    found = image.fp.read()
+    image.fp.seek(place)
+    return found
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, of which 5 and more exchange width and height."""
+    if image.format == "TIFF":  # one that is to be turned is refused
+        return 1
+    if image.format == "PNG" and not image.info.keys() & {"exif", *map(bytes.decode, _PNG_NOTES)}:
+        # Pillow would decode all pixels to look what comes after them.
+        last = _last_bytes(image, _LONGEST_NOTE)
+        if not any(note in last for note in _PNG_NOTES):
+            return 1
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # detectron2 ignores broken EXIF data of every kind
+        return 1

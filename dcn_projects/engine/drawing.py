@@ -84,8 +84,8 @@ def draw_predictions(
         list: paths of the pictures
     Raises:
         OSError, ValueError: for what cannot be read, written or used together, in one line. All
-            but images that were cut off and models that do not fit their weights are found before
-            a model is built
+            but images and videos that are damaged inside, and models that do not fit their weights,
+            are found before a model is built
     """
     if weights and len(weights) != len(config_files):
         raise ValueError(f"{len(config_files)} configs and {len(weights)} weights: name as many")
