@@ -1,6 +1,9 @@
 import numpy as np
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.utils.logger import create_small_table
+
+from .annotation_ids import make_ids_usable
 
 __all__ = ["COCOThresholdEvaluator"]
 
@@ -8,8 +11,19 @@ __all__ = ["COCOThresholdEvaluator"]
 class COCOThresholdEvaluator(COCOEvaluator):
     """
     detectron2's COCOEvaluator, which adds AP50, AP55, ..., AP95 to every task: the means over
-    classes and recalls at one IoU threshold, for objects of all sizes.
+    classes and recalls at one IoU threshold, for objects of all sizes. Annotations may have any ids
+    that differ.
     """
+
+    def __init__(self, dataset_name: str, *args, **kwargs):
+        """
+        Args:
+            dataset_name: of a registered data set
+            others: as in COCOEvaluator
+        """
+        super().__init__(dataset_name, *args, **kwargs)
+        self.metadata = MetadataCatalog.get(dataset_name)
+        make_ids_usable(self._coco_api, self.metadata.json_file)
 
     def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
         results = super()._derive_coco_results(coco_eval, iou_type, class_names)
