@@ -12,6 +12,9 @@ from dcn_projects.data.datasets.cityscapes import load_cityscapes_label_ids
 from dcn_projects.data.datasets.warped_digits import make_dataset
 from dcn_projects.evaluation import CityscapesIoUEvaluator, SemSegIoUEvaluator
 
+from .pixel_files import one_hot_scores as scores
+from .pixel_files import register_pixels
+
 NAN = float("nan")
 
 
@@ -21,26 +24,12 @@ def register(tmp_path):
     name = f"sem_seg_{tmp_path.name}"
 
     def register(annotated, classes):
-        records = []
-        for i, labels in enumerate(annotated):
-            Image.fromarray(np.array(labels, np.uint8)).save(tmp_path / f"{i}.png")
-            files = {
-                "file_name": f"folder/{i}.jpg",
-                "sem_seg_file_name": str(tmp_path / f"{i}.png"),
-            }
-            records.append(files)
-        DatasetCatalog.register(name, lambda: records)
-        meta = MetadataCatalog.get(name).set(stuff_classes=list(classes), ignore_label=255)
-        meta.stuff_colors = [(10 * k, 20 * k, 30 * k) for k in range(len(classes))]
+        register_pixels(name, tmp_path, annotated, classes)
         return name
 
     yield register
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)
-
-
-def scores(labels, num_classes):
-    return torch.nn.functional.one_hot(torch.tensor(labels), num_classes).permute(2, 0, 1)
 
 
 def run(evaluator, predicted, **others):
