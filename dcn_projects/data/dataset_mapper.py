@@ -2,7 +2,7 @@ from detectron2.data import DatasetMapper
 
 from dcn_projects.errors import one_line
 
-from .images import check_header
+from .images import check_file
 
 __all__ = ["CheckedDatasetMapper"]
 
@@ -20,7 +20,7 @@ class CheckedDatasetMapper(DatasetMapper):
             OSError: if the image cannot be read or used, or does not have the size in the
                 annotations, or these are damaged
         """
-        check_header(dataset_dict["file_name"])
+        check_file(dataset_dict["file_name"])
         try:
             return super().__call__(dataset_dict)
         except _OF_DAMAGE as e:

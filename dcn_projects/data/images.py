@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from dcn_projects.errors import one_line
 
 __all__ = [
-    "check_header",
+    "check_file",
     "check_image",
     "damage",
     "image_size",
@@ -47,7 +47,7 @@ def read_bgr_image(path: str | Path) -> np.ndarray:
         FileNotFoundError: if it is not there
         OSError: if it is no image, has pixels that cannot be used, or was cut off
     """
-    if problem := _examine(path, _refusal):
+    if problem := _examine(path, lambda image: _refusal(image) or _spoilt(image)):
         raise _error(path, problem)
     try:
         return np.ascontiguousarray(read_image(str(path), format="BGR"))
@@ -70,8 +70,8 @@ def check_image(path: str | Path) -> None:
 def damage(path: str | Path) -> str:
     """
     Find out quickly what is wrong with an image file: by its header and its last bytes. Only a JPEG
-    or a PNG without the end of its format is decoded, as some that are whole have other bytes
-    behind it.
+    or a PNG without the end of its format is read as a whole, as some that can be used have other
+    bytes behind it.
 
     Returns:
         str: the rest of a sentence that begins with the path, without the full stop; "" if nothing
@@ -80,14 +80,15 @@ def damage(path: str | Path) -> str:
     return _examine(path, lambda image: _refusal(image) or _cut_off(image))
 
 
-def check_header(path: str | Path) -> None:
+def check_file(path: str | Path) -> None:
     """
-    Find out by the header alone, before an image of a data set is read, whether it can be used.
+    Find out by the header, and the checksums of a PNG, before an image of a data set is read,
+    whether it can be used.
 
     Raises:
         OSError: if it cannot; the line says what to do
     """
-    if problem := _examine(path, _refusal):
+    if problem := _examine(path, lambda image: _refusal(image) or _spoilt(image)):
         raise OSError(
             f"Cannot use {path}: it {problem}. "
             "Replace the file, or take the image out of the data set."
@@ -170,10 +171,20 @@ def _refusal(image: Image.Image) -> str:
     return ""
 
 
+def _spoilt(image: Image.Image) -> str:
+    """
+    Compare the checksums of a PNG. detectron2 asks a PNG for its EXIF data, for which Pillow
+    decodes it, and leaves out all errors of that: what could not be decoded would stay black.
+    """
+    if image.format == "PNG":
+        image.verify()
+    return ""
+
+
 def _cut_off(image: Image.Image) -> str:
     end = _ENDS.get(image.format)
     if end is not None and end not in _last_bytes(image, _LAST_BYTES):
-        image.load()
+        image.verify() if image.format == "PNG" else image.load()
     return ""
 
 

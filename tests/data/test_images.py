@@ -10,14 +10,8 @@ from detectron2.config import get_cfg
 from PIL import Image
 
 from dcn_projects import add_dcn_config
-from dcn_projects.data import (
-    CheckedDatasetMapper,
-    SemSegMapper,
-    check_image,
-    damage,
-    image_size,
-    read_bgr_image,
-)
+from dcn_projects.data import CheckedDatasetMapper, SemSegMapper, check_image, read_bgr_image
+from dcn_projects.data.images import damage, image_size
 
 H, W = 40, 56
 ORIENTATION = 0x0112
@@ -257,3 +251,18 @@ def test_what_no_process_may_read_or_find(tmp_path):
     """The system's own words, such as those of a disk that fails."""
     path = tmp_path / ("n" * 300 + ".png")
     assert damage(path) == "cannot be read (File name too long)"
+
+
+def test_a_png_whose_pixels_are_spoilt(tmp_path):
+    """Pillow says so when it is decoded first, for its EXIF data, and black is read afterwards."""
+    path = tmp_path / "a.png"
+    save(RGB, path)
+    content = bytearray(path.read_bytes())
+    pixels = content.index(b"IDAT") + 10
+    content[pixels : pixels + 20] = b"\xff" * 20
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="a.png is no image, or was cut off .broken PNG file"):
+        read_bgr_image(path)
+    for mapper in (CheckedDatasetMapper, SemSegMapper):
+        with pytest.raises(OSError, match="Cannot use .*a.png: it is no image, or was cut off"):
+            mapped(mapper, path)
