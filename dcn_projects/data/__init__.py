@@ -1,9 +1,17 @@
 """Data: data sets and what reads their images."""
 
 from .dataset_mapper import CheckedDatasetMapper
-from .datasets import check_datasets, check_objects_to_evaluate, check_objects_to_learn, loading
+from .datasets import (
+    check_coco_json,
+    check_datasets,
+    check_labels,
+    check_objects,
+    check_pictures,
+    expected_paths,
+    loading,
+)
 from .exact_train_loader import ExactTrainLoader, check_exact_resume
-from .images import check_image, damage, image_size, list_images, read_bgr_image
+from .images import check_image, list_images, read_bgr_image
 from .labels import read_labels
 from .sem_seg_mapper import SemSegMapper
 
@@ -11,13 +19,14 @@ __all__ = [
     "CheckedDatasetMapper",
     "ExactTrainLoader",
     "SemSegMapper",
+    "check_coco_json",
     "check_datasets",
     "check_exact_resume",
     "check_image",
-    "check_objects_to_evaluate",
-    "check_objects_to_learn",
-    "damage",
-    "image_size",
+    "check_labels",
+    "check_objects",
+    "check_pictures",
+    "expected_paths",
     "list_images",
     "loading",
     "read_bgr_image",

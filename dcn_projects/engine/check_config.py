@@ -21,6 +21,7 @@ __all__ = [
     "check_classes",
     "check_evaluators",
     "check_keys",
+    "check_kind",
     "check_preprocessing",
     "check_training",
 ]
@@ -181,31 +182,38 @@ def check_preprocessing(cfg: CfgNode) -> None:
             )
 
 
-def check_classes(cfg: CfgNode, names: Iterable[str]) -> None:
+def check_kind(cfg: CfgNode, name: str) -> None:
     """
     Args:
-        names: of registered data sets
+        name: of a registered data set
     Raises:
-        ValueError: if one, as far as it is known, is for models of another kind, or has another
-            number of classes than the model
+        ValueError: if it, as far as it is known, is for models of another kind
     """
     task = task_of(cfg)
-    expected = value_of(cfg, task.num_classes) if task.num_classes else None
     of_others = {
         kind for other in TASKS if other.output != task.output for kind in other.evaluators
     }
-    for name in names:
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") in of_others - task.evaluators.keys():
-            raise ValueError(
-                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} finds {task.finds}, which "
-                f"data set {name} does not have"
-            )
-        classes = metadata.get(task.class_names)
-        if None not in (classes, expected) and len(classes) != expected:
-            raise ValueError(
-                f"{task.num_classes} is {expected}, but data set {name} has {len(classes)} classes"
-            )
+    if MetadataCatalog.get(name).get("evaluator_type") in of_others - task.evaluators.keys():
+        raise ValueError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} finds {task.finds}, which "
+            f"data set {name} does not have"
+        )
+
+
+def check_classes(cfg: CfgNode, name: str) -> None:
+    """
+    Args:
+        name: of a registered data set
+    Raises:
+        ValueError: if it, as far as it is known, has another number of classes than the model
+    """
+    task = task_of(cfg)
+    expected = value_of(cfg, task.num_classes) if task.num_classes else None
+    classes = MetadataCatalog.get(name).get(task.class_names)
+    if None not in (classes, expected) and len(classes) != expected:
+        raise ValueError(
+            f"{task.num_classes} is {expected}, but data set {name} has {len(classes)} classes"
+        )
 
 
 def check_evaluators(cfg: CfgNode, needed: str | None = None) -> None:

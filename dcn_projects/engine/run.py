@@ -17,23 +17,23 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from dcn_projects.checkpoint import check_weights, load_to_start, load_trained
-from dcn_projects.data import check_datasets, check_exact_resume, check_objects_to_evaluate
+from dcn_projects.data import check_datasets, check_exact_resume
 from dcn_projects.errors import one_line, one_line_errors
 from dcn_projects.evaluation import copy_detections
 
 from .check_config import (
     check_augmentation,
-    check_classes,
     check_evaluators,
     check_keys,
+    check_kind,
     check_preprocessing,
     check_training,
 )
 from .config import read_config, renamed_in
+from .data_checks import check_data
 from .launcher import launch
 from .options import option_pairs
 from .output_dir import last_checkpoint, weights_to_evaluate
-from .tasks import task_of
 from .trainer import Trainer
 
 __all__ = ["main", "predict", "run_program", "setup"]
@@ -131,17 +131,16 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     if not cfg.DATASETS[key]:
         raise ValueError(f"DATASETS.{key} is empty: name a data set")
     check_datasets(names)
-    check_classes(cfg, names)
+    for name in names:
+        check_kind(cfg, name)
     check_evaluators(cfg, "coco" if args.evaluate else None)
-    task = task_of(cfg)
-    if task.output == "instances":
-        check_objects_to_evaluate(cfg.DATASETS.TEST, task.learns_masks(cfg))
     if not args.eval_only:
         check_training(cfg)
     if resumed := checkpoint_to_resume(cfg, args):
         check_weights(resumed, told_by=os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     else:
         check_weights(cfg.MODEL.WEIGHTS)
+    check_data(cfg, () if args.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
 
 
 def checkpoint_to_resume(cfg: CfgNode, args: Namespace) -> str | None:

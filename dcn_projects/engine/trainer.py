@@ -23,12 +23,13 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from dcn_projects.checkpoint import training_only_names
-from dcn_projects.data import ExactTrainLoader, check_objects_to_learn, loading
-from dcn_projects.evaluation import inference_folder
+from dcn_projects.data import ExactTrainLoader, loading
+from dcn_projects.evaluation import InClassOrder, inference_folder
 from dcn_projects.modeling import build_model
 from dcn_projects.solver import build_optimizer
 
 from .check_config import check_augmentation, check_classes
+from .data_checks import check_data, class_order
 from .metric_printer import MetricPrinter
 from .offset_statistics import OffsetStatistics
 from .resumed_optimizer import in_own_order
@@ -74,6 +75,7 @@ class Trainer(DefaultTrainer):
             # Not in train_net.py, which has set them up to write into OUTPUT_DIR as well.
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
+        check_data(cfg, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
         cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         self.printed_scalars = _declared(model, "printed_scalars")
@@ -158,13 +160,11 @@ class Trainer(DefaultTrainer):
         mapper = task.build_mapper(cfg, is_train=True)
         with loading(cfg.DATASETS.TRAIN):
             options = build_detection_train_loader.from_config(cfg, mapper=mapper)
-            masks = cfg.INPUT.MASK_FORMAT if task.learns_masks(cfg) else None
-            check_objects_to_learn(options["dataset"], masks)
             if cfg.DATALOADER.EXACT_RESUME:
                 loader = ExactTrainLoader(options, cfg.SEED)
             else:
                 loader = build_detection_train_loader(**options)
-        check_classes(cfg, cfg.DATASETS.TRAIN)  # which are known when the data are loaded
+        check_classes(cfg, cfg.DATASETS.TRAIN[0])  # which are known when the data are loaded
         return loader
 
     @classmethod
@@ -175,14 +175,17 @@ class Trainer(DefaultTrainer):
         mapper = task.build_mapper(cfg, is_train=False, **options)
         with loading([dataset_name]):
             loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        check_classes(cfg, [dataset_name])
+        class_order(cfg, dataset_name)  # raises where the classes are others
         return loader
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
         kind = MetadataCatalog.get(dataset_name).evaluator_type
-        evaluator = task_of(cfg).evaluators[kind]
-        return evaluator(dataset_name, output_dir=inference_folder(cfg, dataset_name))
+        evaluator = task_of(cfg).evaluators[kind](
+            dataset_name, output_dir=inference_folder(cfg, dataset_name)
+        )
+        order = class_order(cfg, dataset_name)
+        return evaluator if order is None else InClassOrder(evaluator, order)
 
     @classmethod
     def test(cls, cfg, model, evaluators=None):

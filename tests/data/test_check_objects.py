@@ -1,89 +1,107 @@
-import json
+"""What is said of the records of any data set, in whatever format it is kept."""
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 
-from dcn_projects.data import check_objects_to_evaluate, check_objects_to_learn
+from dcn_projects.data import check_objects
 
-NAN, INF = float("nan"), float("inf")
-POLYGON, RLE = [[0, 0, 9, 0, 9, 9]], dict(counts="", size=[9, 9])
+POLYGON, RLE = [[0, 0, 9, 0, 9, 9]], dict(counts=[81], size=[9, 9])
 CORNERS, SIDES = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
-BAD_BOXES = [None, "abc", [1, 2, 3], [1, 2, 3, "x"], [NAN, 1, 2, 3], [1, 2, INF, 3], [1, 2, -5, 3]]
 
 
-def record(**more):
+def records(**more):
     annotation = dict(bbox=[5, 6, 7, 8], bbox_mode=SIDES, category_id=0) | more
-    return [{"file_name": "0.jpg"}, {"file_name": "1.jpg", "annotations": [annotation]}]
+    annotation = {key: value for key, value in annotation.items() if value is not ...}
+    image = {"file_name": "1.jpg", "width": 9, "height": 9, "annotations": [annotation]}
+    return [{"file_name": "0.jpg"}, image]
 
 
 @pytest.mark.parametrize(
-    "annotation, mask_format",
+    "annotation, options",
     [
-        ({}, None),
-        (dict(bbox=[5, 6, 0, 0]), None),
-        (dict(bbox=[5, 6, 5, 8], bbox_mode=CORNERS), None),
-        (dict(bbox=[5, 6, 1, 1, 30], bbox_mode=BoxMode.XYWHA_ABS), None),
-        (dict(segmentation=POLYGON), "polygon"),
-        (dict(segmentation=RLE), "bitmask"),
-        (dict(segmentation=RLE, iscrowd=1), "polygon"),
+        ({}, {}),
+        ({}, dict(num_classes=1)),
+        (dict(category_id=77), {}),
+        (dict(bbox=[5, 6, 5, 8], bbox_mode=CORNERS), {}),
+        (dict(segmentation=[[]]), {}),  # nothing reads it
+        (dict(segmentation=POLYGON), dict(masks="polygon")),
+        (dict(segmentation=RLE), dict(masks="bitmask")),
+        (dict(segmentation=RLE), dict(masks="any")),
+        (dict(segmentation=RLE, iscrowd=1), dict(masks="polygon")),
+        (dict(iscrowd=1), dict(masks="polygon", num_keypoints=2)),
+        (dict(keypoints=[1, 2, 2, 0, 0, 0]), dict(num_keypoints=2)),
     ],
     ids=str,
 )
-def test_objects_that_can_be_learnt(annotation, mask_format):
-    check_objects_to_learn(record(**annotation), mask_format)
+def test_objects_that_can_be_used(annotation, options):
+    check_objects(records(**annotation), **options)
+    unknown_size = records(**annotation)
+    del unknown_size[1]["width"], unknown_size[1]["height"]
+    check_objects(unknown_size, **options)
+
+
+MEND = "Correct it, or take it out"
 
 
 @pytest.mark.parametrize(
-    "annotation, mask_format, message",
+    "annotation, options, problem",
     [
-        *((dict(bbox=box), None, "the box") for box in BAD_BOXES),
-        (dict(bbox=[5, 6, 4, 8], bbox_mode=CORNERS), None, "the box"),
-        ({}, "polygon", "no mask.*MASK_ON False"),
-        (dict(segmentation=[]), "bitmask", "no mask"),
-        (dict(segmentation=RLE), "polygon", "INPUT.MASK_FORMAT bitmask"),
+        (dict(bbox=...), {}, "no 'bbox'"),
+        (dict(bbox_mode=...), {}, "no 'bbox_mode'"),
+        (dict(category_id=...), {}, "no 'category_id'"),
+        (dict(bbox=None), {}, f"the box None, expected four numbers. {MEND}"),
+        (
+            dict(bbox=[5, 6, 4, 8], bbox_mode=CORNERS),
+            {},
+            f"the box [5, 6, 4, 8], whose width or height is negative. {MEND}",
+        ),
+        (dict(category_id=1), dict(num_classes=1), "the category_id 1, expected 0 to 0"),
+        (dict(category_id=-1), dict(num_classes=1), "the category_id -1, expected 0 to 0"),
+        (dict(category_id="cat"), dict(num_classes=3), "the category_id 'cat', expected 0 to 2"),
+        (
+            {},
+            dict(masks="polygon"),
+            "no mask. Take data with masks, or MODEL.MASK_ON False for boxes only",
+        ),
+        (
+            dict(segmentation=[]),
+            dict(masks="any"),
+            "no mask. Take data with masks, or MODEL.MASK_ON False for boxes only",
+        ),
+        (
+            dict(segmentation=RLE),
+            dict(masks="polygon"),
+            "a mask that is no polygon: give INPUT.MASK_FORMAT bitmask",
+        ),
+        (
+            dict(segmentation=[[0, 0, 9, 0, 1e8, 9]]),
+            dict(masks="bitmask"),
+            f"a polygon far outside of the image of 9 x 9 pixels. {MEND}",
+        ),
+        (
+            dict(segmentation=RLE | {"counts": [80]}),
+            dict(masks="any"),
+            f"RLE whose counts add up to 80, expected 9 x 9 pixels. {MEND}",
+        ),
+        (
+            {},
+            dict(num_keypoints=2),
+            "no keypoints. Take data with keypoints, or MODEL.KEYPOINT_ON False",
+        ),
+        (
+            dict(keypoints=[1, 2, 2]),
+            dict(num_keypoints=2),
+            f"3 numbers for keypoints, expected 3 for each of 2. {MEND}",
+        ),
+        (
+            dict(keypoints=[1, float("inf"), 2]),
+            dict(num_keypoints=1),
+            f"a keypoint that is not finite. {MEND}",
+        ),
     ],
     ids=str,
 )
-def test_objects_that_cannot_be_learnt(annotation, mask_format, message):
-    with pytest.raises(OSError, match=f"1.jpg: in the annotations an object has .*{message}"):
-        check_objects_to_learn(record(**annotation), mask_format)
-
-
-@pytest.fixture
-def check(tmp_path):
-    """check(entry, masks) evaluates on a data set with one object."""
-
-    def check(entry, masks=False):
-        (tmp_path / "mine.json").write_text(json.dumps({"annotations": [entry]}))
-        check_objects_to_evaluate(["mine"], masks)
-
-    register_coco_instances("mine", {}, str(tmp_path / "mine.json"), str(tmp_path))
-    yield check
-    DatasetCatalog.remove("mine")
-    MetadataCatalog.remove("mine")
-
-
-ENTRY = dict(bbox=[5, 6, 7, 8], area=56, iscrowd=0, id=1, image_id=1, category_id=1)
-
-
-def test_objects_that_can_be_evaluated(check):
-    check(ENTRY)
-    check(ENTRY | dict(segmentation=POLYGON), masks=True)
-    check_objects_to_evaluate(["voc_2007_test"])  # not in this format, and not there
-
-
-@pytest.mark.parametrize("key", ["bbox", "area", "iscrowd", "id"])
-def test_what_the_evaluation_reads_is_missing(key, check):
-    entry = {k: v for k, v in ENTRY.items() if k != key}
-    with pytest.raises(OSError, match=f"data set mine: .*mine.json has an object without {key}"):
-        check(entry)
-
-
-def test_objects_that_cannot_be_evaluated(check):
-    for box in BAD_BOXES:
-        with pytest.raises(OSError, match="mine.json has an object with the box"):
-            check(ENTRY | dict(bbox=box))
-    with pytest.raises(OSError, match="mine.json has objects without masks"):
-        check(ENTRY, masks=True)
+def test_objects_that_cannot_be_used(annotation, options, problem):
+    with pytest.raises(OSError) as error:
+        check_objects(records(**annotation), **options)
+    assert str(error.value) == f"1.jpg: in the annotations an object has {problem}"

@@ -43,9 +43,9 @@ def test_other_classes(model, head, request):
     add_dcn_config(cfg)
     cfg.MODEL.META_ARCHITECTURE = model
     with pytest.raises(ValueError, match=f"{head}.NUM_CLASSES is 80, but data set three has 3"):
-        check_classes(cfg, ["three"])
+        check_classes(cfg, "three")
     cfg.MODEL[head].NUM_CLASSES = 3
-    check_classes(cfg, ["three"])
+    check_classes(cfg, "three")
 
 
 class StrangeHeads(StandardROIHeads):

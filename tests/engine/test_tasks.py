@@ -7,7 +7,15 @@ from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 
 from dcn_projects import add_dcn_config
-from dcn_projects.engine import TASKS, Task, check_classes, check_keys, register_task, task_of
+from dcn_projects.engine import (
+    TASKS,
+    Task,
+    check_classes,
+    check_keys,
+    check_kind,
+    register_task,
+    task_of,
+)
 
 
 @pytest.fixture
@@ -72,7 +80,7 @@ def test_a_row_for_a_new_kind(queries, cfg, request):
     MetadataCatalog.get("three").thing_classes = ["a", "b", "c"]
     request.addfinalizer(lambda: MetadataCatalog.remove("three"))
     with pytest.raises(ValueError, match="RETINANET.NUM_CLASSES is 80, but data set three has 3"):
-        check_classes(cfg, ["three"])
+        check_classes(cfg, "three")
     check_keys(cfg)
     cfg.TEST.AUG.ENABLED = True
     with pytest.raises(ValueError, match="TEST.AUG.ENABLED.*ToyQueries"):
@@ -109,7 +117,7 @@ def test_proposals_have_no_classes(cfg, request):
     cfg.MODEL.META_ARCHITECTURE = "ProposalNetwork"
     MetadataCatalog.get("three").thing_classes = ["a", "b", "c"]
     request.addfinalizer(lambda: MetadataCatalog.remove("three"))
-    check_classes(cfg, ["three"])
+    check_classes(cfg, "three")
     check_keys(cfg)
 
 
@@ -117,4 +125,4 @@ def test_data_of_another_kind(cfg, request):
     MetadataCatalog.get("pixels").evaluator_type = "sem_seg"
     request.addfinalizer(lambda: MetadataCatalog.remove("pixels"))
     with pytest.raises(ValueError, match="finds objects, which data set pixels does not have"):
-        check_classes(cfg, ["pixels"])
+        check_kind(cfg, "pixels")

@@ -1,78 +1,62 @@
 """Tell in one line what is wrong with the objects of a data set."""
 
-import json
-import math
 from collections.abc import Iterable
+from math import inf
 
-from detectron2.data import MetadataCatalog
-from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
+from .check_shapes import box_problem, keypoint_problem, mask_problem
 
-from .check_files import loading
+__all__ = ["check_objects"]
+
+_NEEDED = ("bbox", "bbox_mode", "category_id")
 
 
-def check_objects_to_learn(records: Iterable[dict], mask_format: str | None = None) -> None:
+def check_objects(
+    records: Iterable[dict],
+    num_classes: int | None = None,
+    masks: str | None = None,
+    num_keypoints: int | None = None,
+) -> None:
     """
     Args:
-        records: detectron2's, of images to learn from
-        mask_format: INPUT.MASK_FORMAT, where masks are learnt, too
+        records: detectron2's, of the images of a data set
+        num_classes: K, of the model; None where it tells none apart
+        masks: "polygon" or "bitmask", INPUT.MASK_FORMAT, where masks are learnt; "any" where they
+            are evaluated; None without masks
+        num_keypoints: of an object, where they are learnt; None without
     Raises:
-        OSError: if an object has no box, or one that is not four finite numbers with a width and
-            a height of 0 or more, or no mask of the format, naming its image; crowds need none
+        OSError: naming the image, if an object has no box, or one that cannot be used, a class that
+            the model does not have, or not the mask or the keypoints that are asked for. Crowds
+            need no mask
     """
     for record in records:
         for annotation in record.get("annotations", ()):
-            if problem := _problem(annotation, mask_format):
+            size = record.get("width", inf), record.get("height", inf)
+            problem = _problem(annotation, size, num_classes, masks, num_keypoints)
+            if problem:
                 raise OSError(f"{record['file_name']}: in the annotations an object has {problem}")
 
 
-def _problem(annotation: dict, mask_format: str | None) -> str:
-    box, mode = annotation.get("bbox"), annotation.get("bbox_mode")
-    if mode in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS) and not _is_box(box, mode):
-        return f"the box {box}. Correct it, or take it out."
-    if mask_format is None or annotation.get("iscrowd", 0):
-        return ""
+def _problem(annotation: dict, size, num_classes, masks, num_keypoints) -> str:
+    for key in _NEEDED:
+        if key not in annotation:
+            return f"no {key!r}"
+    if problem := box_problem(annotation["bbox"], annotation["bbox_mode"], *size):
+        return f"{problem}. Correct it, or take it out"
+    category = annotation["category_id"]
+    if num_classes is not None and category not in range(num_classes):
+        return f"the category_id {category!r}, expected 0 to {num_classes - 1}"
+    is_crowd = annotation.get("iscrowd", 0)
     mask = annotation.get("segmentation")
-    if not mask:
-        return "no mask. Take data with masks, or MODEL.MASK_ON False to learn boxes only."
-    if mask_format == "polygon" and isinstance(mask, dict):
-        return "a mask that is no polygon: give INPUT.MASK_FORMAT bitmask."
+    has_mask = mask is not None and len(mask) > 0
+    if masks and not is_crowd and not has_mask:
+        return "no mask. Take data with masks, or MODEL.MASK_ON False for boxes only"
+    if masks == "polygon" and not is_crowd and isinstance(mask, dict):
+        return "a mask that is no polygon: give INPUT.MASK_FORMAT bitmask"
+    if masks and has_mask and (problem := mask_problem(mask, *size)):
+        return f"{problem}. Correct it, or take it out"
+    if num_keypoints is not None and not is_crowd:
+        if "keypoints" not in annotation:
+            return "no keypoints. Take data with keypoints, or MODEL.KEYPOINT_ON False"
+        if problem := keypoint_problem(annotation["keypoints"], num_keypoints, *size):
+            return f"{problem}. Correct it, or take it out"
     return ""
-
-
-def _is_box(box, mode: BoxMode) -> bool:
-    try:
-        x, y, width, height = map(float, box)
-    except (TypeError, ValueError):
-        return False
-    if mode == BoxMode.XYXY_ABS:
-        width, height = width - x, height - y
-    return all(map(math.isfinite, (x, y, width, height))) and min(width, height) >= 0
-
-
-def check_objects_to_evaluate(names: Iterable[str], masks: bool = False) -> None:
-    """
-    Args:
-        names: of registered data sets to evaluate on. Only those in the COCO format are looked at
-        masks: masks are evaluated, too
-    Raises:
-        OSError: if annotations cannot be read, or have objects without what the evaluation reads
-    """
-    for name in names:
-        path = MetadataCatalog.get(name).get("json_file")
-        if not path:
-            continue
-        with loading([name]):
-            with PathManager.open(path) as f:
-                objects = dict(json.load(f)).get("annotations", ())
-            for entry in objects:
-                missing = [key for key in ("bbox", "area", "iscrowd", "id") if key not in entry]
-                if missing:
-                    raise ValueError(f"{path} has an object without {missing[0]}: {str(entry):.80}")
-                if not _is_box(entry["bbox"], BoxMode.XYWH_ABS):
-                    raise ValueError(f"{path} has an object with the box {entry['bbox']}")
-                if masks and not entry.get("segmentation"):
-                    raise ValueError(
-                        f"{path} has objects without masks. Take data with masks, or MODEL.MASK_ON "
-                        "False to evaluate boxes only."
-                    )

@@ -1,0 +1,104 @@
+"""Tell in one line what is wrong with the image files and the label files of a data set."""
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ..images import damage, image_size
+from ..labels import read_labels
+
+__all__ = ["check_labels", "check_pictures"]
+
+_NUM_LABELS = 500  # files that are read in full before a training
+_THREADS = 8  # they wait for the disk, or decode without Python's lock
+
+
+def check_pictures(records: Iterable[dict]) -> None:
+    """
+    Look at the beginning and at the end of each image file. What is damaged in between is found
+    when the image is read.
+
+    Args:
+        records: detectron2's, of the images of a data set. Files that only detectron2's PathManager
+            can open, `scheme://...`, are left out
+    Raises:
+        OSError: if a file is missing, cut off or no image that can be read, or does not have the
+            size that its record says
+    """
+    records = [record for record in records if "://" not in record["file_name"]]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for record, problem in zip(records, pool.map(_picture_problem, records)):
+            if problem:
+                raise OSError(
+                    f"{record['file_name']} {problem}. Replace the file, or take the image out of "
+                    "the data set"
+                )
+
+
+def _picture_problem(record: dict) -> str:
+    path = record["file_name"]
+    if problem := damage(path):
+        return problem
+    size = image_size(path)
+    if "width" in record and size != (record["width"], record["height"]):
+        return (
+            f"has {size[0]} x {size[1]} pixels, and in the annotations it has "
+            f"{record['width']} x {record['height']}"
+        )
+    return ""
+
+
+def check_labels(name: str, records: Sequence[dict], num_classes: int, ignore_label: int) -> None:
+    """
+    Read the labels of all images, or of 500 that are spread over the data set. Warns if they have
+    no more than one class.
+
+    Args:
+        name: of the data set
+        records: detectron2's, with "sem_seg_file_name"
+        num_classes: K
+        ignore_label: of pixels without a class
+    Raises:
+        OSError: if a label file is missing, cannot be read, has other labels, or does not have the
+            size of its image
+    """
+    for record in records:
+        path = record.get("sem_seg_file_name")
+        if path is None:
+            raise OSError(f"{record['file_name']}: the data set names no file with its labels")
+        if "://" not in path and not os.path.isfile(path):
+            raise FileNotFoundError(f"{path} is missing, the labels of {record['file_name']}")
+    places = np.linspace(0, len(records) - 1, min(len(records), _NUM_LABELS)).astype(int)
+    pixels = np.zeros(256, dtype=np.int64)
+
+    def read(place: int) -> np.ndarray:
+        return _label_counts(records[place], num_classes, ignore_label)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for counts in pool.map(read, places):
+            pixels += counts
+    ignored, pixels[ignore_label] = pixels[ignore_label], 0
+    if np.count_nonzero(pixels) < 2:
+        found = f"the label {pixels.argmax()} alone" if pixels.any() else "no label of a class"
+        logging.getLogger(__name__).warning(
+            f"data set {name}: {len(places)} label files have {found}, and the ignored value "
+            f"{ignore_label} at {100 * ignored / max(ignored + pixels.sum(), 1):.1f} % of the "
+            f"pixels: there is nothing to be told apart. Labels are the numbers 0 to "
+            f"{num_classes - 1} of the classes, not grey levels"
+        )
+
+
+def _label_counts(record: dict, num_classes: int, ignore_label: int) -> np.ndarray:
+    path = record["sem_seg_file_name"]
+    labels = read_labels(path, num_classes, ignore_label)
+    if "://" not in record["file_name"]:
+        width, height = image_size(record["file_name"])
+        if labels.shape != (height, width):
+            raise OSError(
+                f"{path} has {labels.shape[1]} x {labels.shape[0]} pixels, but its image "
+                f"{record['file_name']} has {width} x {height}."
+            )
+    return np.bincount(labels.ravel(), minlength=256)

@@ -1,0 +1,154 @@
+"""What is wrong with a box, a mask or keypoints, in words that follow "an object has"; or ""."""
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+
+import numpy as np
+from detectron2.structures import BoxMode
+
+__all__ = ["box_problem", "keypoint_problem", "mask_problem"]
+
+
+def box_problem(box, mode: BoxMode, width: Real, height: Real) -> str:
+    """
+    Args:
+        box: of a file, in pixels
+        mode: of the box. Those that are neither XYXY_ABS nor XYWH_ABS are not looked at
+        width, height: of the image; infinite where it is not known
+    """
+    if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        return ""
+    try:
+        x, y, right, bottom = map(float, box)
+    except (TypeError, ValueError):
+        return f"the box {box}, expected four numbers"
+    if mode == BoxMode.XYWH_ABS:
+        right, bottom = x + right, y + bottom
+    if not all(map(math.isfinite, (x, y, right, bottom))):
+        return f"the box {box}, which is not finite"
+    if right < x or bottom < y:
+        return f"the box {box}, whose width or height is negative"
+    if _is_far((x, right), width) or _is_far((y, bottom), height):
+        return f"the box {box}, far outside of the image of {width} x {height} pixels"
+    return ""
+
+
+def mask_problem(mask, width: Real, height: Real) -> str:
+    """
+    Args:
+        mask: polygons [[x, y, x, y, ...], ...] in pixels, or RLE, a dict of "size" [height, width]
+            and "counts", compressed or not, or an array (height, width)
+        width, height: of the image; infinite where it is not known. RLE tells it
+    """
+    if isinstance(mask, Mapping):
+        return _rle_problem(mask, width, height)
+    if isinstance(mask, np.ndarray):
+        fits = math.isinf(width) or mask.shape == (height, width)
+        return "" if fits else f"a mask of the shape {mask.shape}, expected ({height}, {width})"
+    if not isinstance(mask, Sequence) or isinstance(mask, str):
+        return f"the segmentation {mask!r:.40}, expected polygons or RLE"
+    for polygon in mask:
+        if problem := _polygon_problem(polygon, width, height):
+            return problem
+    return "" if mask else "a segmentation without polygons"
+
+
+def keypoint_problem(keypoints, count: int, width: Real, height: Real) -> str:
+    """
+    Args:
+        keypoints: [x, y, visibility, ...] in pixels; visibility is 0 (not annotated), 1 or 2
+        count: that an object has
+        width, height: of the image; infinite where it is not known
+    """
+    try:
+        values = np.asarray(keypoints, dtype=float)
+    except (TypeError, ValueError):
+        return f"the keypoints {keypoints!r:.40}, expected numbers x, y, visibility of each"
+    if values.shape != (3 * count,):
+        return f"{values.size} numbers for keypoints, expected 3 for each of {count}"
+    x, y, seen = values.reshape(-1, 3).T
+    if not np.isin(seen, (0, 1, 2)).all():
+        return "a keypoint whose visibility is none of 0, 1 and 2"
+    if not np.isfinite(values).all():
+        return "a keypoint that is not finite"
+    if _is_far((x.min(), x.max()), width) or _is_far((y.min(), y.max()), height):
+        return f"a keypoint far outside of the image of {width} x {height} pixels"
+    return ""
+
+
+def _is_far(ends: tuple[float, float], side: Real) -> bool:
+    """
+    Whether a coordinate is outside of the image by more than its side. Objects at the border reach
+    out of it a little; what is further away was made for another image or scale. The bound also
+    keeps rasterisation short, whose time grows with the length of a polygon.
+    """
+    return min(ends) < -side or max(ends) > 2 * side
+
+
+def _polygon_problem(polygon, width: Real, height: Real) -> str:
+    if isinstance(polygon, Real):
+        return "a flat list of numbers for polygons, expected a list of lists [[x, y, x, y, ...]]"
+    try:
+        count, total = len(polygon), sum(polygon)
+    except TypeError:
+        return "a polygon that is no list of numbers [x, y, x, y, ...]"
+    if count < 6 or count % 2:
+        return f"a polygon of {count} numbers, expected x and y of three points or more"
+    if not math.isfinite(total):
+        return "a polygon with numbers that are not finite"
+    x, y = polygon[::2], polygon[1::2]
+    if _is_far((min(x), max(x)), width) or _is_far((min(y), max(y)), height):
+        return f"a polygon far outside of the image of {width} x {height} pixels"
+    return ""
+
+
+def _rle_problem(mask: Mapping, width: Real, height: Real) -> str:
+    size, counts = mask.get("size"), mask.get("counts")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(_is_count(n) for n in size):
+        return f"RLE of the size {size}, expected [height, width]"
+    if math.isfinite(width) and list(size) != [height, width]:
+        swapped = ", which is [width, height]" if list(size) == [width, height] else ""
+        return f"RLE of the size {list(size)}{swapped}, expected [{height}, {width}], its image's"
+    try:
+        lengths = _compressed_counts(counts) if isinstance(counts, (str, bytes)) else counts
+        lengths = np.asarray(lengths, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        return f"RLE with the counts {counts!r:.40}, which cannot be read"
+    if lengths.ndim != 1 or (lengths < 0).any():
+        return "RLE with counts that are negative or no list"
+    if lengths.sum() != size[0] * size[1]:
+        return f"RLE whose counts add up to {lengths.sum()}, expected {size[0]} x {size[1]} pixels"
+    return ""
+
+
+def _is_count(number) -> bool:
+    return isinstance(number, Real) and number == int(number) and number > 0
+
+
+def _compressed_counts(text: str | bytes) -> np.ndarray:
+    """
+    The run lengths in COCO's compressed form. Each is written in digits of 5 bits, the lowest
+    first, as the characters from "0" (48) on: bit 5 says that another digit follows, and bit 4 of
+    the last digit is the sign. From the fourth on each number is a difference to the last but one.
+
+    Raises:
+        ValueError: if the text has other characters, or ends within a number
+    """
+    digits = np.frombuffer(text.encode("ascii") if isinstance(text, str) else text, np.uint8)
+    digits = digits.astype(np.int64) - 48
+    if len(digits) == 0:
+        return digits
+    if digits.min() < 0 or digits.max() > 63 or digits[-1] & 32:
+        raise ValueError("no run lengths")
+    last = np.flatnonzero(digits & 32 == 0)
+    first = np.concatenate(([0], last[:-1] + 1))
+    places = np.arange(len(digits)) - np.repeat(first, last - first + 1)
+    if places.max() > 6:
+        raise ValueError("a run length of more than 32 bits")
+    numbers = np.add.reduceat((digits & 31) << (5 * places), first)
+    numbers -= np.where(digits[last] & 16, 32 << (5 * places[last]), 0)
+    # n[i] = d[i] + n[i - 2] for i > 2: two running sums, of which the first three are the starts.
+    numbers[1::2] = numbers[1::2].cumsum()
+    numbers[2::2] = numbers[2::2].cumsum()
+    return numbers
