@@ -1,7 +1,16 @@
 """Data: data sets and what reads their images."""
 
 from .dataset_mapper import CheckedDatasetMapper
-from .datasets import check_datasets, check_objects_to_evaluate, check_objects_to_learn, loading
+from .datasets import (
+    check_datasets,
+    check_objects_to_evaluate,
+    check_objects_to_learn,
+    check_voc,
+    check_voc_of_detectron2,
+    loading,
+    read_voc_objects,
+    register_pascal_voc,
+)
 from .exact_train_loader import ExactTrainLoader, check_exact_resume
 from .images import list_images, read_bgr_image
 from .labels import read_labels
@@ -15,8 +24,12 @@ __all__ = [
     "check_exact_resume",
     "check_objects_to_evaluate",
     "check_objects_to_learn",
+    "check_voc",
+    "check_voc_of_detectron2",
     "list_images",
     "loading",
     "read_bgr_image",
     "read_labels",
+    "read_voc_objects",
+    "register_pascal_voc",
 ]

@@ -6,8 +6,9 @@ from PIL import Image
 
 from dcn_projects.errors import one_line
 
-__all__ = ["check_image", "is_image_name", "list_images", "read_bgr_image"]
+__all__ = ["check_image", "image_size", "is_image_name", "list_images", "read_bgr_image"]
 
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # EXIF: by 90 degrees, or mirrored as well
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -37,10 +38,25 @@ def check_image(path: str | Path) -> None:
         FileNotFoundError: if it is not there
         OSError: if it is no image
     """
+    image_size(path)
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """
+    The width and height of an image, of a JPEG after its EXIF orientation is applied, as quickly
+    for a large one.
+
+    Raises:
+        FileNotFoundError: if it is not there
+        OSError: if it is no image
+    """
     if not Path(path).exists():
         raise FileNotFoundError(f"{path} does not exist.")
     try:
-        Image.open(path).close()
+        with Image.open(path) as image:
+            # Of a PNG the orientation may stand behind the pixels, which would have to be read.
+            is_turned = image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) in _TURNED
+            return image.size[::-1] if is_turned else image.size
     except (OSError, ValueError, SyntaxError) as e:
         raise OSError(f"{path} is no image, or was cut off ({one_line(e)}).") from e
 
