@@ -22,7 +22,7 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
-from dcn_projects.data import check_datasets, loading, read_bgr_image
+from dcn_projects.data import check_datasets, check_voc_of_detectron2, loading, read_bgr_image
 from dcn_projects.data.images import check_image
 from dcn_projects.engine import build_predictor
 from dcn_projects.engine.command_line import ConfigArgumentParser
@@ -125,6 +125,7 @@ def main(args):
         check_image(args.image)
     if args.dataset:
         check_datasets([args.dataset])
+        check_voc_of_detectron2([args.dataset])
     weights = args.weights[-1] if args.weights else None
     predictor = build_predictor(args.config_file, weights, args.opts)
     args.output.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,12 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from dcn_projects.checkpoint import check_weights, load_to_start, load_trained
-from dcn_projects.data import check_datasets, check_exact_resume, check_objects_to_evaluate
+from dcn_projects.data import (
+    check_datasets,
+    check_exact_resume,
+    check_objects_to_evaluate,
+    check_voc,
+)
 from dcn_projects.errors import one_line, one_line_errors
 from dcn_projects.evaluation import copy_detections
 
@@ -136,6 +141,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     task = task_of(cfg)
     if task.output == "instances":
         check_objects_to_evaluate(cfg.DATASETS.TEST, task.learns_masks(cfg))
+        check_voc(cfg.DATASETS.TEST)
     if not args.eval_only:
         check_training(cfg)
     if resumed := checkpoint_to_resume(cfg, args):

@@ -23,7 +23,12 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from dcn_projects.checkpoint import training_only_names
-from dcn_projects.data import ExactTrainLoader, check_objects_to_learn, loading
+from dcn_projects.data import (
+    ExactTrainLoader,
+    check_objects_to_learn,
+    check_voc_of_detectron2,
+    loading,
+)
 from dcn_projects.evaluation import inference_folder
 from dcn_projects.modeling import build_model
 from dcn_projects.solver import build_optimizer
@@ -156,6 +161,7 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg):
         task = task_of(cfg)
         mapper = task.build_mapper(cfg, is_train=True)
+        check_voc_of_detectron2(cfg.DATASETS.TRAIN)
         with loading(cfg.DATASETS.TRAIN):
             options = build_detection_train_loader.from_config(cfg, mapper=mapper)
             masks = cfg.INPUT.MASK_FORMAT if task.learns_masks(cfg) else None
