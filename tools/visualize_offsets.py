@@ -19,10 +19,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
-from dcn_projects.data import check_datasets, loading, read_bgr_image
+from dcn_projects.data import check_datasets, load_checked, loading, read_bgr_image
 from dcn_projects.data.images import check_image
 from dcn_projects.engine import build_predictor
 from dcn_projects.engine.command_line import ConfigArgumentParser
@@ -132,8 +131,8 @@ def main(args):
     if args.image:
         offsets = show_image(predictor, args)
     if args.dataset:
+        records = load_checked(args.dataset)[: args.max_images]
         with loading([args.dataset]):
-            records = DatasetCatalog.get(args.dataset)[: args.max_images]
             boxes = [annotated_boxes(record) for record in records]
         for record, objects in zip(records, boxes):
             offsets = record_image(predictor, read_bgr_image(record["file_name"]))

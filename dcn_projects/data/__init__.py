@@ -2,13 +2,15 @@
 
 from .dataset_mapper import CheckedDatasetMapper
 from .datasets import (
-    check_coco_json,
     check_datasets,
     check_labels,
     check_objects,
     check_pictures,
     expected_paths,
+    load_checked,
     loading,
+    read_voc_objects,
+    register_pascal_voc,
 )
 from .exact_train_loader import ExactTrainLoader, check_exact_resume
 from .images import check_image, list_images, read_bgr_image
@@ -19,7 +21,6 @@ __all__ = [
     "CheckedDatasetMapper",
     "ExactTrainLoader",
     "SemSegMapper",
-    "check_coco_json",
     "check_datasets",
     "check_exact_resume",
     "check_image",
@@ -28,7 +29,10 @@ __all__ = [
     "check_pictures",
     "expected_paths",
     "list_images",
+    "load_checked",
     "loading",
     "read_bgr_image",
     "read_labels",
+    "read_voc_objects",
+    "register_pascal_voc",
 ]

@@ -226,6 +226,10 @@ def check_evaluators(cfg: CfgNode, needed: str | None = None) -> None:
     for name in cfg.DATASETS.TEST:
         evaluator = MetadataCatalog.get(name).get("evaluator_type")
         if evaluator not in task_of(cfg).evaluators:
-            raise ValueError(f"DATASETS.TEST: there is no evaluator for {name}")
+            known = " or ".join(sorted(task_of(cfg).evaluators))
+            raise ValueError(
+                f"DATASETS.TEST: there is no evaluator for {name}. Set evaluator_type in its "
+                f"Metadata to {known}"
+            )
         if needed and evaluator != needed:
             raise ValueError(f"--evaluate: {name} is not evaluated as COCO is. Take --eval-only")

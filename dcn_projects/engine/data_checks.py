@@ -11,12 +11,12 @@ from detectron2.utils.file_io import PathManager
 
 from dcn_projects.config_keys import value_of
 from dcn_projects.data import (
-    check_coco_json,
     check_datasets,
     check_labels,
     check_objects,
     check_pictures,
     expected_paths,
+    load_checked,
     loading,
 )
 
@@ -133,17 +133,12 @@ def _stamps(name: str) -> tuple:
 @functools.lru_cache(maxsize=64)
 def _check_once(name: str, load, evaluated: bool, needs: tuple, stamps: tuple) -> None:
     """`load` and `stamps` are there to tell a set from another one, or from its earlier state."""
-    metadata = MetadataCatalog.get(name)
+    records = load_checked(name, evaluated)
+    output, num_classes, *options = needs
     with loading([name]):
-        if metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
-            check_coco_json(metadata.json_file, evaluated)
-        records = DatasetCatalog.get(name)
-        if not records:
-            raise ValueError("it has no images")
-        output, num_classes, *options = needs
         if output == "sem_seg":
             check_labels(name, records, num_classes, *options)
         else:
-            classes = metadata.get("thing_classes")
+            classes = MetadataCatalog.get(name).get("thing_classes")
             check_objects(records, len(classes) if classes else num_classes, *options)
         check_pictures(records)

@@ -28,7 +28,7 @@ from detectron2.modeling import (
 from torch import nn
 
 from dcn_projects.config_keys import value_of
-from dcn_projects.data import CheckedDatasetMapper, SemSegMapper, read_labels
+from dcn_projects.data import CheckedDatasetMapper, SemSegMapper, read_labels, read_voc_objects
 from dcn_projects.evaluation import (
     CityscapesIoUEvaluator,
     COCOThresholdEvaluator,
@@ -62,7 +62,10 @@ REGISTRIES = {
 }
 # Evaluator type in the Metadata of a data set -> its evaluator, called with the name of the data
 # set and `output_dir`.
-OBJECT_EVALUATORS = {"coco": COCOThresholdEvaluator, "pascal_voc": PascalVOCThresholdEvaluator}
+OBJECT_EVALUATORS = {
+    "coco": COCOThresholdEvaluator,
+    "pascal_voc": functools.partial(PascalVOCThresholdEvaluator, read_objects=read_voc_objects),
+}
 PIXEL_EVALUATORS = {
     "sem_seg": functools.partial(SemSegIoUEvaluator, read_labels=read_labels),
     "cityscapes_sem_seg": functools.partial(CityscapesIoUEvaluator, read_labels=read_labels),

@@ -1,9 +1,11 @@
+import functools
 import json
 import os
-import xml.etree.ElementTree as ET
 from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.evaluation.pascal_voc_evaluation import voc_ap
 from detectron2.utils import comm
@@ -32,15 +34,27 @@ class PascalVOCThresholdEvaluator(PascalVOCDetectionEvaluator):
     A class without objects, other than difficult ones, has AP NaN and does not count in the means.
     """
 
-    def __init__(self, dataset_name: str, output_dir: str | None = None):
+    def __init__(
+        self,
+        dataset_name: str,
+        output_dir: str | None = None,
+        *,
+        read_objects: Callable[[str, str, Sequence[str]], Mapping[str, Sequence[tuple]]],
+    ):
         """
         Args:
             dataset_name: a data set with the metadata dirname, split, year (2007 or 2012) and
                 thing_classes
             output_dir: where the detections are written, as voc_instances_results.json
+            read_objects: function of dirname, split and class names that returns, for the id of
+                every image, (class name, difficult, box) of each object, boxes as in its file
         """
         super().__init__(dataset_name)
         self._output_dir = output_dir
+        meta = MetadataCatalog.get(dataset_name)
+        self._read_objects = functools.partial(
+            read_objects, meta.dirname, meta.split, meta.thing_classes
+        )
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """
@@ -62,7 +76,7 @@ class PascalVOCThresholdEvaluator(PascalVOCDetectionEvaluator):
         }
         if self._output_dir:
             self._write(lines)
-        annotations = _load_annotations(self._anno_file_template, self._image_set_path)
+        annotations = self._read_objects()
         metrics = {"bbox": self._is_2007}
         metrics["bbox_area" if self._is_2007 else "bbox_11_points"] = not self._is_2007
         aps = {task: defaultdict(dict) for task in metrics}  # task -> threshold -> class -> AP
@@ -79,7 +93,7 @@ class PascalVOCThresholdEvaluator(PascalVOCDetectionEvaluator):
         results = []
         for k, name in enumerate(self._class_names):
             for line in lines[k]:
-                image_id, score, *box = line.split(" ")
+                image_id, score, *box = _split(line)
                 box = [float(x) for x in box]
                 results.append(
                     {"image_id": image_id, "category": name, "bbox": box, "score": float(score)}
@@ -116,36 +130,18 @@ def _mean(values) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _load_annotations(template: str, image_set_path: str) -> dict[str, list]:
-    """
-    Returns:
-        dict: image id -> (class name, difficult, box) of every object, boxes as in the file
-    """
-    with PathManager.open(image_set_path) as f:
-        image_ids = f.read().split()
-    annotations = {}
-    for image_id in image_ids:
-        with PathManager.open(template.format(image_id)) as f:
-            annotations[image_id] = [
-                (
-                    element.findtext("name"),
-                    int(element.findtext("difficult", "0")) != 0,
-                    [
-                        # Some files of 2011 have decimals, which detectron2's evaluator refuses.
-                        float(element.findtext(f"bndbox/{side}"))
-                        for side in ("xmin", "ymin", "xmax", "ymax")
-                    ],
-                )
-                for element in ET.parse(f).findall("object")
-            ]
-    return annotations
+def _split(line: str) -> list[str]:
+    """image, score, x0, y0, x1, y1. The name of the image may have spaces."""
+    return line.rsplit(" ", 5)
 
 
-def _precision_recall(lines: list[str], annotations: dict[str, list], name: str) -> list[tuple]:
+def _precision_recall(
+    lines: list[str], annotations: Mapping[str, Sequence[tuple]], name: str
+) -> list[tuple]:
     """
     Args:
         lines: "image score x0 y0 x1 y1" of every detection of a class
-        annotations: see `_load_annotations`
+        annotations: image id -> (class name, difficult, box) of every object
         name: of the class
     Returns:
         list: per threshold recall and precision, (D,) each, after every detection from the surest
@@ -161,7 +157,7 @@ def _precision_recall(lines: list[str], annotations: dict[str, list], name: str)
     if num_objects == 0:
         return [(None, None)] * len(THRESHOLDS)
 
-    rows = [line.split(" ") for line in lines]
+    rows = [_split(line) for line in lines]
     rows = [rows[i] for i in np.argsort([-float(row[1]) for row in rows])]
     by_image = defaultdict(list)
     for i, row in enumerate(rows):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dcn_projects.data import check_coco_json
+from dcn_projects.data.datasets.check_coco_json import check_coco_json
 
 POLYGON = [[0, 0, 9, 0, 9, 9]]
 CONTENT = {

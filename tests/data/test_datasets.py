@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.ndimage import binary_fill_holes
 
 from dcn_projects.data import check_datasets
-from dcn_projects.data.datasets.pascal_voc import load_voc_easy_instances
+from dcn_projects.data.datasets.pascal_voc import load_voc
 from dcn_projects.data.datasets.warped_digits import make_dataset
 
 COUNTS = {"count_train": 3, "count_test": 25}
@@ -98,6 +98,8 @@ def test_voc_describes_the_objects_of_coco(digits):
     voc, coco = DatasetCatalog.get("digits_voc_test"), DatasetCatalog.get("digits_coco_test")
     evaluator = PascalVOCDetectionEvaluator("digits_voc_test")
     evaluator.reset()
+    meta = MetadataCatalog.get("digits_voc_test")
+    assert voc == load_voc_instances(meta.dirname, meta.split, meta.thing_classes)
     for ours, theirs in zip(voc, coco, strict=True):
         pixels = [np.asarray(Image.open(record["file_name"])) for record in (ours, theirs)]
         assert np.array_equal(*pixels)
@@ -188,6 +190,7 @@ def test_cityscapes_instances_are_the_eight_classes_of_coco(digits):
 
 def test_difficult_objects_are_left_out(tmp_path):
     (tmp_path / "Annotations").mkdir()
+    (tmp_path / "JPEGImages").mkdir()
     (tmp_path / "ImageSets/Main").mkdir(parents=True)
     (tmp_path / "ImageSets/Main/trainval.txt").write_text("a\nb\n")
     box = "<bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
@@ -201,8 +204,10 @@ def test_difficult_objects_are_left_out(tmp_path):
         size = "<size><width>20</width><height>10</height></size>"
         text = f"<annotation>{size}{objects}</annotation>"
         (tmp_path / f"Annotations/{name}.xml").write_text(text)
+        Image.new("RGB", (20, 10)).save(tmp_path / f"JPEGImages/{name}.jpg")
     arguments = (str(tmp_path), "trainval", ("cat",))
-    kept = load_voc_easy_instances(*arguments)
+    kept = load_voc(*arguments, difficult=False)
+    assert load_voc(*arguments) == load_voc_instances(*arguments)
     assert [len(record["annotations"]) for record in load_voc_instances(*arguments)] == [3, 1]
     assert [[a["bbox"][0] for a in record["annotations"]] for record in kept] == [[1.0, 2.0], []]
 

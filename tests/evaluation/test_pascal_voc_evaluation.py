@@ -1,5 +1,6 @@
 """Hand-computed precision and recall, and detectron2's own evaluator, on small VOC folders."""
 
+import functools
 import json
 import xml.etree.ElementTree as ET
 
@@ -9,12 +10,18 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import PascalVOCDetectionEvaluator
 from detectron2.utils import comm
 
+from dcn_projects import evaluation
+from dcn_projects.data import read_voc_objects
+from dcn_projects.data.datasets.pascal_voc import load_voc
 from dcn_projects.data.datasets.warped_digits import make_dataset
-from dcn_projects.evaluation import PascalVOCThresholdEvaluator
+from tests.voc_data import annotation_xml, object_xml, write_voc
 
 from .voc_files import feed_voc as feed
 from .voc_files import write_folder
 
+PascalVOCThresholdEvaluator = functools.partial(
+    evaluation.PascalVOCThresholdEvaluator, read_objects=read_voc_objects
+)
 CLASSES = ["cat", "dog"]
 BOX, FAR = (11, 11, 20, 20), (51, 51, 60, 60)  # 10 x 10 pixels, inclusive and 1-based
 
@@ -170,6 +177,61 @@ def test_writes_detections(register, tmp_path):
     feed(evaluator, {"a": [(1, 0.12345, BOX)]})
     written = json.loads((tmp_path / "out/voc_instances_results.json").read_text())
     assert written == [{"image_id": "a", "category": "dog", "bbox": list(BOX), "score": 0.123}]
+
+
+def test_perfect_detections_in_a_flat_folder(register, tmp_path):
+    """PNG files, names with spaces, and no list. A difficult object need not be found."""
+    objects = {
+        "my cat": [("cat", 0, BOX)],
+        "a cat and a dog 2": [("cat", 0, FAR), ("dog", 0, (1, 2.5, 30, 40))],
+        "hidden": [("dog", 1, BOX)],
+        "nothing 1": [],
+    }
+    images = {
+        name: annotation_xml(*(object_xml(c, box, hard) for c, hard, box in found), size=(100, 100))
+        for name, found in objects.items()
+    }
+    places = dict(annotations="annotations", pictures="images", suffix=".png", list_file="")
+    write_voc(tmp_path, images, size=(100, 100), **places)
+    name = register(tmp_path, 2012, split="")
+    detections = {
+        record["image_id"]: [
+            (a["category_id"], 0.9, np.add(a["bbox"], [1, 1, 0, 0]).tolist())
+            for a in record["annotations"]
+        ]
+        for record in load_voc(str(tmp_path), "", CLASSES, difficult=False)
+    }
+    assert [len(found) for found in detections.values()] == [2, 0, 1, 0]
+    evaluator = PascalVOCThresholdEvaluator(name, str(tmp_path / "out"))
+    for result in feed(evaluator, detections).values():
+        expected = ("AP", "AP50", "AP75", "AP95", "AP70-cat", "AP70-dog")
+        assert [result[key] for key in expected] == pytest.approx([100] * 6)
+    written = json.loads((tmp_path / "out/voc_instances_results.json").read_text())
+    assert [w["image_id"] for w in written] == ["a cat and a dog 2", "my cat", "a cat and a dog 2"]
+    assert written[-1] == {
+        "image_id": "a cat and a dog 2",
+        "category": "dog",
+        "bbox": [1, 2.5, 30, 40],
+        "score": 0.9,
+    }
+
+
+def test_nothing_detected_in_a_flat_folder(register, tmp_path):
+    """0 where there are objects, NaN where there are none."""
+    write_voc(tmp_path, {"my cat": annotation_xml(object_xml())}, list_file="")
+    for result in feed(
+        PascalVOCThresholdEvaluator(register(tmp_path, 2007, split="")), {"my cat": []}
+    ).values():
+        assert result["AP"] == result["AP50-cat"] == 0
+        assert np.isnan(result["AP50-dog"])
+
+
+def test_what_is_damaged_during_training_is_named(register, tmp_path):
+    write_voc(tmp_path, {"a": annotation_xml(object_xml(difficult="maybe"))})
+    name = register(tmp_path, 2007, split="train")
+    line = "a.xml: an object of the class 'cat' has 'maybe' as difficult, expected 0 or 1"
+    with pytest.raises(OSError, match=line):
+        feed(PascalVOCThresholdEvaluator(name), {"a": []})
 
 
 @pytest.fixture(scope="module")

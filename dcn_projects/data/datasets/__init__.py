@@ -1,17 +1,20 @@
 """Data sets: registered on import; `warped_digits` makes one."""
 
 from . import builtin  # noqa: F401
-from .check_coco_json import check_coco_json
 from .check_files import check_datasets, expected_paths, loading
 from .check_objects import check_objects
 from .check_pictures import check_labels, check_pictures
+from .load import load_checked
+from .pascal_voc import read_voc_objects, register_pascal_voc
 
 __all__ = [
-    "check_coco_json",
     "check_datasets",
     "check_labels",
     "check_objects",
     "check_pictures",
     "expected_paths",
+    "load_checked",
     "loading",
+    "read_voc_objects",
+    "register_pascal_voc",
 ]

@@ -17,7 +17,7 @@ Their files lie under the folder DETECTRON2_DATASETS, or "datasets" where that i
 import os
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_voc_instances, register_coco_instances
+from detectron2.data.datasets import register_coco_instances
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from detectron2.data.datasets.cityscapes import (
     load_cityscapes_instances,
@@ -26,7 +26,7 @@ from detectron2.data.datasets.cityscapes import (
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from .cityscapes import load_cityscapes_label_ids
-from .pascal_voc import load_voc_easy_instances
+from .pascal_voc import register_pascal_voc
 from .sbd import load_voc_sbd_sem_seg
 from .voc_seg import SEG_CLASSES, load_voc_sem_seg, voc_palette
 
@@ -45,17 +45,15 @@ COCO = {
     for degree in DEGREES
     for split in ("train", "test")
 }
-# name: (folder, split, year of the metric, class names, loader)
+# name: (class names, folder, split, year of the metric, whether with difficult objects)
 VOC = {
     f"digits_voc{degree}_{split}": (
-        f"digits_voc{degree}/VOCdevkit/VOC2012", split, 2012, DIGIT_CLASSES, load_voc_instances
+        DIGIT_CLASSES, f"digits_voc{degree}/VOCdevkit/VOC2012", split, 2012, True
     )
     for degree in DEGREES
     for split in ("train", "test")
 } | {
-    f"voc_{year}_trainval_easy": (
-        f"VOC{year}", "trainval", year, CLASS_NAMES, load_voc_easy_instances
-    )
+    f"voc_{year}_trainval_easy": (CLASS_NAMES, f"VOC{year}", "trainval", year, False)
     for year in (2007, 2012)
 }  # fmt: skip
 # name: (image folder, annotation folder, task)
@@ -106,8 +104,9 @@ def register_all(root: str):
         metadata = {"thing_classes": list(DIGIT_CLASSES)}
         files = os.path.join(root, annotations), os.path.join(root, images)
         register_coco_instances(name, metadata, *files)
-    for name, (folder, *entry) in VOC.items():
-        _register_voc(name, os.path.join(root, folder), *entry)
+    for name, (class_names, folder, split, year, difficult) in VOC.items():
+        dirname = os.path.join(root, folder)
+        register_pascal_voc(name, class_names, dirname, split, year, difficult=difficult)
     for name, (images, annotations, task) in CITYSCAPES.items():
         _register_cityscapes(
             name, os.path.join(root, images), os.path.join(root, annotations), task
@@ -123,17 +122,6 @@ def register_all(root: str):
         if name.startswith("digits_"):
             folder = "_".join(name.split("_")[: 3 if "_hard" in name else 2])
             MetadataCatalog.get(name).recipe_file = os.path.join(root, folder, RECIPE_FILE)
-
-
-def _register_voc(name, dirname, split, year, class_names, loader):
-    DatasetCatalog.register(name, lambda: loader(dirname, split, class_names))
-    MetadataCatalog.get(name).set(
-        thing_classes=list(class_names),
-        dirname=dirname,
-        split=split,
-        year=year,
-        evaluator_type="pascal_voc",
-    )
 
 
 def _register_cityscapes(name, image_dir, gt_dir, task):

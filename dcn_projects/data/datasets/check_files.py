@@ -13,6 +13,7 @@ from detectron2.utils.file_io import PathManager
 from dcn_projects.errors import one_line
 
 from .builtin import ROOT
+from .voc_files import VocFiles
 
 # What detectron2's registering functions, and ours, note in the Metadata of a data set.
 PATH_KEYS = ("recipe_file", "json_file", "image_list", "image_root", "image_dir", "gt_dir")
@@ -24,8 +25,8 @@ def expected_paths(name: str) -> list[str]:
     meta = MetadataCatalog.get(name)
     paths = [meta.get(key) for key in PATH_KEYS]
     if meta.get("dirname"):
-        paths.append(os.path.join(meta.dirname, "ImageSets", "Main", meta.split + ".txt"))
-        paths += [os.path.join(meta.dirname, folder) for folder in ("Annotations", "JPEGImages")]
+        files = VocFiles.find(meta.dirname, meta.get("split"))
+        paths += [files.image_list, files.annotations, files.pictures]
     return [path for path in paths if path]
 
 

@@ -21,17 +21,18 @@ def load_voc_sbd_sem_seg(voc_dir: str, sbd_dir: str) -> list[dict]:
     Returns:
         list[dict]: as in `load_voc_sem_seg`
     """
+    images = os.path.join(sbd_dir, "img")
     lists = [f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val")]
     records, held_out = (load_voc_sem_seg(voc_dir, p, "SegmentationClass") for p in lists)
     in_voc = {record["image_id"] for record in records + held_out}
     in_sbd = {
         image_id
         for split in ("train", "val")
-        for image_id in read_image_ids(os.path.join(sbd_dir, f"{split}.txt"))
+        for image_id in read_image_ids(os.path.join(sbd_dir, f"{split}.txt"), images)
     }
     return records + [
         {
-            "file_name": os.path.join(sbd_dir, "img", f"{image_id}.jpg"),
+            "file_name": os.path.join(images, f"{image_id}.jpg"),
             "image_id": image_id,
             "sem_seg_file_name": os.path.join(sbd_dir, "cls", f"{image_id}.mat"),
         }

@@ -1,0 +1,49 @@
+"""What a training says of data in the layout of Pascal VOC, whoever registered them."""
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_pascal_voc as register_with_detectron2
+
+from dcn_projects.data import register_pascal_voc
+from dcn_projects.engine import Trainer, read_config
+from tests.digits_data import CONFIG, SMALL
+from tests.voc_data import annotation_xml, object_xml, write_voc
+
+CLASSES = [*"0123456789"]
+LINE = (
+    "{}/Annotations/b.xml: an object is of the class 'ten', which is none of the data set's "
+    "(0, 1, 2, 3, 4, 5, 6, 7, 8, 9). Correct it, or add the class where the data set is registered"
+)
+
+
+def register(registered_by, folder):
+    if registered_by == "detectron2":
+        register_with_detectron2("mine", str(folder), "train", 2012, CLASSES)
+    else:
+        register_pascal_voc("mine", CLASSES, folder, "train")
+
+
+@pytest.fixture(params=["detectron2", "dcn_projects"])
+def folder(request, tmp_path):
+    register(request.param, tmp_path)
+    yield tmp_path
+    DatasetCatalog.remove("mine")
+    MetadataCatalog.remove("mine")
+
+
+@pytest.fixture
+def cfg():
+    options = f"{SMALL} DATASETS.TRAIN ('mine',) DATALOADER.NUM_WORKERS 0"
+    return read_config(CONFIG, options.split())
+
+
+def test_training_data_are_checked(folder, cfg):
+    write_voc(folder, {"a": annotation_xml(object_xml("1")), "b": annotation_xml(object_xml("2"))})
+    batch = next(iter(Trainer.build_train_loader(cfg)))
+    assert {record["image_id"] for record in batch} <= {"a", "b"}
+
+    path = folder / "Annotations/b.xml"
+    path.write_text(annotation_xml(object_xml("ten")))
+    with pytest.raises(OSError) as e:
+        Trainer.build_train_loader(cfg)
+    assert str(e.value) == LINE.format(folder)
