@@ -5,10 +5,13 @@ results asks `task_of(cfg)`. A new kind of model is one more row, which a user's
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.modeling import (
     ANCHOR_GENERATOR_REGISTRY,
     BACKBONE_REGISTRY,
@@ -60,8 +63,7 @@ REGISTRIES = {
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ROI_KEYPOINT_HEAD_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
 }
-# Evaluator type in the Metadata of a data set -> its evaluator, called with the name of the data
-# set and `output_dir`.
+# Evaluator type in the Metadata of a data set -> its evaluator, see `Task`.
 OBJECT_EVALUATORS = {
     "coco": COCOThresholdEvaluator,
     "pascal_voc": functools.partial(PascalVOCThresholdEvaluator, read_objects=read_voc_objects),
@@ -70,6 +72,8 @@ PIXEL_EVALUATORS = {
     "sem_seg": functools.partial(SemSegIoUEvaluator, read_labels=read_labels),
     "cityscapes_sem_seg": functools.partial(CityscapesIoUEvaluator, read_labels=read_labels),
 }
+COCO_LIMIT = 100  # detections of an image that count on COCO
+ALL_DETECTIONS = 10**6  # more than an image has: a negative TEST.DETECTIONS_PER_IMAGE keeps all
 
 
 @dataclass
@@ -89,7 +93,8 @@ class Task:
         mapper: class of what reads images and annotations, `mapper(cfg, is_train=...)`; None is
             that of the package for this output
         evaluators: evaluator type in a data set's Metadata -> function of the name of the data set
-            and `output_dir`; None are those of the package for this output
+            and `output_dir`, which may also have the option `max_dets_per_image`, see
+            `build_evaluator`; None are those of the package for this output
         augmentation: test-time augmentation, function of the config and the model, that returns
             what is evaluated in its place; None if there is none for such models
         augments_file: whether test-time augmentation makes its views from the image file, rather
@@ -141,6 +146,21 @@ class Task:
         if self.mapper is SemSegMapper:  # which compares the labels in a file with this number
             options["num_classes"] = value_of(cfg, self.num_classes)
         return self.mapper(cfg, is_train=is_train, **options)
+
+    def build_evaluator(self, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+        """
+        The evaluator of a data set, whose Metadata has an evaluator type that this task knows. If
+        the model may return more detections of an image than the 100 that count on COCO, evaluators
+        with the option `max_dets_per_image`, as detectron2's COCOEvaluator has it, are told how
+        many, unless the option has a default other than None.
+        """
+        evaluator = self.evaluators[MetadataCatalog.get(dataset_name).evaluator_type]
+        options = {"output_dir": output_dir}
+        limit = inspect.signature(evaluator).parameters.get("max_dets_per_image")
+        detections = cfg.TEST.DETECTIONS_PER_IMAGE
+        if limit is not None and limit.default is None and not 0 <= detections <= COCO_LIMIT:
+            options["max_dets_per_image"] = detections if detections > 0 else ALL_DETECTIONS
+        return evaluator(dataset_name, **options)
 
 
 _RPN_PARTS = {

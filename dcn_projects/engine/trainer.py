@@ -5,11 +5,7 @@ import weakref
 
 import torch.distributed as dist
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
@@ -180,10 +176,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg, dataset_name):
-        kind = MetadataCatalog.get(dataset_name).evaluator_type
-        evaluator = task_of(cfg).evaluators[kind](
-            dataset_name, output_dir=inference_folder(cfg, dataset_name)
-        )
+        output_dir = inference_folder(cfg, dataset_name)
+        evaluator = task_of(cfg).build_evaluator(cfg, dataset_name, output_dir)
         order = class_order(cfg, dataset_name)
         return evaluator if order is None else InClassOrder(evaluator, order)
 

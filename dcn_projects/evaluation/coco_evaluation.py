@@ -15,13 +15,31 @@ class COCOThresholdEvaluator(COCOEvaluator):
     that differ.
     """
 
-    def __init__(self, dataset_name: str, *args, **kwargs):
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: tuple[str, ...] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        **options,
+    ):
         """
         Args:
-            dataset_name: of a registered data set
-            others: as in COCOEvaluator
+            dataset_name, tasks, distributed, output_dir: as in COCOEvaluator
+            max_dets_per_image: how many detections of an image count, those with the highest
+                scores; None is 100, as on COCO. Keypoints have a limit of their own
+            options: others of COCOEvaluator
         """
-        super().__init__(dataset_name, *args, **kwargs)
+        super().__init__(
+            dataset_name,
+            tasks,
+            distributed,
+            output_dir,
+            max_dets_per_image=max_dets_per_image,
+            **options,
+        )
         self.metadata = MetadataCatalog.get(dataset_name)
         make_ids_usable(self._coco_api, self.metadata.json_file)
 
