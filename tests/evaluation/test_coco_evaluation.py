@@ -97,8 +97,3 @@ def test_agrees_with_pycocotools(dataset, tmp_path):
     assert len(set(expected)) > 4
     assert [results[name] for name in NAMES] == pytest.approx(expected)
     assert [results[name] for name in ("AP50", "AP75")] == pytest.approx([expected[0], expected[5]])
-
-
-def test_no_detections(dataset, tmp_path):
-    results = evaluate([], tmp_path)
-    assert set(NAMES) < set(results) and all(np.isnan(v) for v in results.values())
