@@ -23,7 +23,7 @@ from dcn_projects.data import (
 from .check_config import check_classes, check_kind
 from .tasks import task_of
 
-__all__ = ["check_data", "class_order"]
+__all__ = ["check_class_order", "check_data", "class_order"]
 
 
 def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]) -> None:
@@ -45,10 +45,21 @@ def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]
         check_datasets([name])
         check_kind(cfg, name)
         needs, stamps = _needs(cfg, name, evaluated), _stamps(name)
-        compare = class_order if evaluated else check_classes
+        compare = check_class_order if evaluated else check_classes
         compare(cfg, name)  # names that are known already
         _check_once(name, DatasetCatalog[name], evaluated, needs, stamps)
         compare(cfg, name)  # and those that the data set has itself
+
+
+def check_class_order(cfg: CfgNode, name: str) -> None:
+    """
+    Args:
+        name: of a registered data set to evaluate on
+    Raises:
+        ValueError: if its classes, as far as they are known, are not those of the model
+    """
+    if class_order(cfg, name) is None:
+        check_classes(cfg, name)
 
 
 def class_order(cfg: CfgNode, name: str) -> list[int] | None:
@@ -63,21 +74,20 @@ def class_order(cfg: CfgNode, name: str) -> list[int] | None:
     Returns:
         list, or None if the order is the same or is not known
     Raises:
-        ValueError: if the numbers of classes differ, or the data set has a class that the model
-            does not have
+        ValueError: if the data set has a class that the model does not have
     """
     task = task_of(cfg)
     names = MetadataCatalog.get(name).get(task.class_names)
     trained = None if names is None else _names_of_training(cfg, task)
     if trained is None or list(names) == trained:
-        check_classes(cfg, name)
         return None
     unknown = [n for n in names if n not in trained]
     if unknown or len({*names}) < len(names) or len({*trained}) < len(trained):
         what = f"the class {unknown[0]!r}" if unknown else "several classes of one name"
         raise ValueError(
             f"data set {name} has {what}, and the model's classes, those of DATASETS.TRAIN "
-            f"{cfg.DATASETS.TRAIN[0]}, are {_listed(trained)}. Give both the same names"
+            f"{cfg.DATASETS.TRAIN[0]}, are {_listed(trained)}. Give both the same names, or name "
+            "the data of the training in DATASETS.TRAIN"
         )
     if task.output == "sem_seg" and len(names) < len(trained):
         check_classes(cfg, name)

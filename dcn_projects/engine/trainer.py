@@ -25,7 +25,7 @@ from dcn_projects.modeling import build_model
 from dcn_projects.solver import build_optimizer
 
 from .check_config import check_augmentation, check_classes
-from .data_checks import check_data, class_order
+from .data_checks import check_class_order, check_data, class_order
 from .metric_printer import MetricPrinter
 from .offset_statistics import OffsetStatistics
 from .resumed_optimizer import in_own_order
@@ -171,7 +171,7 @@ class Trainer(DefaultTrainer):
         mapper = task.build_mapper(cfg, is_train=False, **options)
         with loading([dataset_name]):
             loader = build_detection_test_loader(cfg, dataset_name, mapper=mapper)
-        class_order(cfg, dataset_name)  # raises where the classes are others
+        check_class_order(cfg, dataset_name)
         return loader
 
     @classmethod

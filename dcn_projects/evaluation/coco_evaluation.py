@@ -1,16 +1,21 @@
 import contextlib
 import io
+import itertools
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
+from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 
 from .annotation_ids import make_ids_usable
+from .why_zero import is_low, tell_nothing, tell_reasons, tell_unknown
+from .why_zero_coco import coco_reasons, mask_reasons
 
 __all__ = ["COCOThresholdEvaluator"]
 
@@ -22,7 +27,8 @@ class COCOThresholdEvaluator(COCOEvaluator):
     detectron2's COCOEvaluator, which adds AP50, AP55, ..., AP95 to every task: the means over
     classes and recalls at one IoU threshold, for objects of all sizes. Annotations may have any ids
     that differ. Where nothing was detected, all results that COCOEvaluator gives as NaN are 0, if
-    there are objects that should have been found, for all that the model detects.
+    there are objects that should have been found, for all that the model detects. Warnings tell the
+    reasons of an AP that is 0 or NaN.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class COCOThresholdEvaluator(COCOEvaluator):
                 scores; None is 100, as on COCO. Keypoints have a limit of their own
             options: others of COCOEvaluator
         """
+        _remove_cached_annotations(dataset_name, output_dir)
         super().__init__(
             dataset_name,
             tasks,
@@ -51,29 +58,57 @@ class COCOThresholdEvaluator(COCOEvaluator):
             **options,
         )
         self.dataset_name, self.metadata = dataset_name, MetadataCatalog.get(dataset_name)
-        self.max_dets_per_image = max_dets_per_image or 100
+        self.distributed, self.max_dets_per_image = distributed, max_dets_per_image or 100
         make_ids_usable(self._coco_api, self.metadata.json_file)
 
     def reset(self):
         super().reset()
         self.fields = set()  # of the detections, which have them also if there are none
+        self.unknown = []  # images that the file of annotations does not have
 
     def process(self, inputs: list[dict], outputs: list[dict]):
-        super().process(inputs, outputs)
-        for output in outputs:
+        """As in COCOEvaluator. What is detected on images that the file lacks is left out."""
+        kept = []
+        for image, output in zip(inputs, outputs):
             if "instances" in output:
                 self.fields |= output["instances"].get_fields().keys()
+            if image["image_id"] not in self._coco_api.imgs:
+                self.unknown.append(image["image_id"])
+                nothing = {"instances": output["instances"][:0]} if "instances" in output else {}
+                output = output | nothing
+            kept.append(output)
+        super().process(inputs, kept)
 
     def evaluate(self, img_ids: Iterable | None = None) -> dict[str, dict[str, float]]:
         """As in COCOEvaluator."""
         self.img_ids, self.evaluations = img_ids, {}
+        gathered = comm.gather(self.unknown) if self.distributed else [self.unknown]
         results = super().evaluate(img_ids)
-        if self.evaluations and not any(e.cocoDt.anns for e in self.evaluations.values()):
-            logging.getLogger(__name__).warning(
-                f"Nothing was detected on {self.dataset_name}: its results are 0, and NaN where "
-                "there is no object to be found."
-            )
+        if gathered:  # not in other processes than the main one
+            self._explain(results, list(itertools.chain(*gathered)))
         return results
+
+    def _explain(self, results: dict[str, dict[str, float]], unknown: list):
+        """What is wrong with the data or the results, in warnings."""
+        name, source = self.dataset_name, self.metadata.json_file
+        if unknown:
+            tell_unknown(unknown, source)
+        if "annotations" not in self._coco_api.dataset:
+            logging.getLogger(__name__).warning(
+                f"{source} has no annotations: {name} has no results, only detections."
+            )
+        if not self.evaluations:
+            return
+        task = "bbox" if "bbox" in results else next(iter(results))
+        truth, found, ap = self._coco_api, self.evaluations[task].cocoDt, results[task]["AP"]
+        if not found.anns and not unknown:
+            tell_nothing(name)
+        low = np.isnan(ap) or bool(found.anns) and is_low(ap)
+        tell_reasons("AP", ap, name, coco_reasons(truth, found, source, low))
+        if not low and found.anns and task == "bbox" and "segm" in results:
+            ap, masks = results["segm"]["AP"], self.evaluations["segm"].cocoDt
+            if is_low(ap):
+                tell_reasons("AP of masks", ap, name, mask_reasons(truth, found, masks, source))
 
     def _tasks_from_predictions(self, predictions):
         of_fields = {task for field, task in TASK_OF_FIELD.items() if field in self.fields}
@@ -109,3 +144,14 @@ class COCOThresholdEvaluator(COCOEvaluator):
         evaluation.accumulate()
         evaluation.summarize()
         return evaluation
+
+
+def _remove_cached_annotations(dataset_name: str, output_dir: str | None) -> None:
+    """
+    detectron2 writes records that are in no file to one. It would take one of an earlier run in the
+    same folder for theirs, although they may have changed since.
+    """
+    if output_dir and not hasattr(MetadataCatalog.get(dataset_name), "json_file"):
+        if comm.is_main_process():
+            Path(output_dir, f"{dataset_name}_coco_format.json").unlink(missing_ok=True)
+        comm.synchronize()

@@ -12,6 +12,9 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
+from .why_zero import is_low, tell_nothing, tell_reasons, tell_unknown
+from .why_zero_voc import voc_reasons
+
 __all__ = ["PascalVOCThresholdEvaluator"]
 
 THRESHOLDS = range(50, 100, 5)  # percent IoU
@@ -32,6 +35,7 @@ class PascalVOCThresholdEvaluator(PascalVOCDetectionEvaluator):
     equal score come in the order of NumPy's default sort, as in detectron2.
 
     A class without objects, other than difficult ones, has AP NaN and does not count in the means.
+    Warnings tell the reasons of an AP that is 0 or NaN.
     """
 
     def __init__(
@@ -55,6 +59,18 @@ class PascalVOCThresholdEvaluator(PascalVOCDetectionEvaluator):
         self._read_objects = functools.partial(
             read_objects, meta.dirname, meta.split, meta.thing_classes
         )
+        self.dirname = meta.dirname
+
+    def reset(self):
+        super().reset()
+        self.sizes = {}  # image id -> width, height
+
+    def process(self, inputs: list[dict], outputs: list[dict]):
+        """As in PascalVOCDetectionEvaluator."""
+        super().process(inputs, outputs)
+        for image in inputs:
+            if "width" in image:
+                self.sizes[image["image_id"]] = image["width"], image["height"]
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """
@@ -66,34 +82,47 @@ class PascalVOCThresholdEvaluator(PascalVOCDetectionEvaluator):
             AP (the mean over all thresholds), AP50, AP75, AP55, ..., AP95 and, per class,
             AP50-<class> and AP70-<class>
         """
-        gathered = comm.gather(self._predictions, dst=0)
+        gathered = comm.gather((self._predictions, self.sizes), dst=0)
         if not comm.is_main_process():
             return None
-        # Class index -> "image score x0 y0 x1 y1" of every detection
-        lines = {
-            k: [line for predictions in gathered for line in predictions.get(k, ())]
+        # Class index -> image, score, x0, y0, x1, y1 of every detection, all as texts
+        detections = {
+            k: [_split(line) for predictions, _ in gathered for line in predictions.get(k, ())]
             for k in range(len(self._class_names))
         }
         if self._output_dir:
-            self._write(lines)
+            self._write(detections)
         annotations = self._read_objects()
+        images = {row[0] for rows in detections.values() for row in rows}
+        if unknown := sorted(images - annotations.keys()):
+            tell_unknown(unknown, self.dirname)
+            detections = {
+                k: [row for row in rows if row[0] in annotations] for k, rows in detections.items()
+            }
         metrics = {"bbox": self._is_2007}
         metrics["bbox_area" if self._is_2007 else "bbox_11_points"] = not self._is_2007
         aps = {task: defaultdict(dict) for task in metrics}  # task -> threshold -> class -> AP
         for k, name in enumerate(self._class_names):
-            curves = _precision_recall(lines[k], annotations, name)
+            curves = _precision_recall(detections[k], annotations, name)
             for threshold, (recall, precision) in zip(THRESHOLDS, curves):
                 for task, use_07_metric in metrics.items():
                     ap = voc_ap(recall, precision, use_07_metric) if recall is not None else np.nan
                     aps[task][threshold][name] = 100 * float(ap)
         self._log(aps, metrics)
-        return {task: _summary(values) for task, values in aps.items()}
+        results = {task: _summary(values) for task, values in aps.items()}
+        if not images:
+            tell_nothing(self._dataset_name)
+        ap, sizes = results["bbox"]["AP"], {k: v for _, some in gathered for k, v in some.items()}
+        low = np.isnan(ap) or is_low(ap) and any(detections.values())
+        names = self._class_names
+        reasons = voc_reasons(annotations, detections, sizes, names, self.dirname, low)
+        tell_reasons("AP", ap, self._dataset_name, reasons)
+        return results
 
-    def _write(self, lines):
+    def _write(self, detections):
         results = []
         for k, name in enumerate(self._class_names):
-            for line in lines[k]:
-                image_id, score, *box = _split(line)
+            for image_id, score, *box in detections[k]:
                 box = [float(x) for x in box]
                 results.append(
                     {"image_id": image_id, "category": name, "bbox": box, "score": float(score)}
@@ -136,11 +165,11 @@ def _split(line: str) -> list[str]:
 
 
 def _precision_recall(
-    lines: list[str], annotations: Mapping[str, Sequence[tuple]], name: str
+    rows: list[list[str]], annotations: Mapping[str, Sequence[tuple]], name: str
 ) -> list[tuple]:
     """
     Args:
-        lines: "image score x0 y0 x1 y1" of every detection of a class
+        rows: image, score, x0, y0, x1, y1 of every detection of a class, as texts
         annotations: image id -> (class name, difficult, box) of every object
         name: of the class
     Returns:
@@ -157,7 +186,6 @@ def _precision_recall(
     if num_objects == 0:
         return [(None, None)] * len(THRESHOLDS)
 
-    rows = [_split(line) for line in lines]
     rows = [rows[i] for i in np.argsort([-float(row[1]) for row in rows])]
     by_image = defaultdict(list)
     for i, row in enumerate(rows):

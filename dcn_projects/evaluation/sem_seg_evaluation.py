@@ -10,6 +10,9 @@ from detectron2.utils import comm
 from PIL import Image
 from tabulate import tabulate
 
+from .why_zero import is_low, tell_reasons
+from .why_zero_pixels import one_class, pixel_reasons
+
 __all__ = ["SemSegIoUEvaluator"]
 
 
@@ -112,7 +115,17 @@ class SemSegIoUEvaluator(DatasetEvaluator):
         rows = [[key, *(r[key] for r in results.values())] for key in results["sem_seg"]]
         table = tabulate(rows, ["percent", *results], tablefmt="pipe", floatfmt=".3f")
         self.logger.info(f"Evaluation results for {self.dataset_name}:\n{table}")
+        self._explain(results["sem_seg"]["mIoU"], total["sem_seg"])
         return results
+
+    def _explain(self, miou: float, pixels: np.ndarray):
+        reasons = one_class(pixels, self.class_names)
+        reasons = [reasons] if reasons else []
+        if is_low(miou):
+            folder = str(Path(next(iter(self.label_files.values()))).parent)
+            ignored = self.metadata.ignore_label
+            reasons += pixel_reasons(pixels, self.class_names, ignored, folder)
+        tell_reasons("mIoU", miou, self.dataset_name, reasons)
 
     def _summary(self, pixels: np.ndarray) -> dict[str, float]:
         right = pixels.diagonal().astype(np.float64)

@@ -17,6 +17,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from dcn_projects.engine import Trainer, check_data, class_order, main, parse_arguments, read_config
+from dcn_projects.engine.data_checks import check_class_order
 from tests.digits_data import CONFIG, ROOT, SMALL, check_message
 
 MASKS = "configs/Mask-RCNN/mask_rcnn_R_14_FPN_gn_digits.yaml"
@@ -231,7 +232,9 @@ def test_classes_of_an_evaluation_without_training_data(register, tmp_path):
     DatasetCatalog.get(test)
     assert class_order(cfg, test) is None
     with pytest.raises(ValueError, match="NUM_CLASSES is 3, but data set"):
-        class_order(config_for("not_registered", test, "MODEL.ROI_HEADS.NUM_CLASSES", "3"), test)
+        check_class_order(
+            config_for("not_registered", test, "MODEL.ROI_HEADS.NUM_CLASSES", "3"), test
+        )
     # The config's own training set is of another model.
     three = register(fewer_classes)
     cfg = config_for(register(), three, "MODEL.ROI_HEADS.NUM_CLASSES", "3")

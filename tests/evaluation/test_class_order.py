@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, Instances
 
-from dcn_projects.data import read_labels
+from dcn_projects.data import read_labels, read_voc_objects
 from dcn_projects.evaluation import (
     COCOThresholdEvaluator,
     InClassOrder,
@@ -128,7 +128,7 @@ def test_pascal_voc(tmp_path, forget):
         MetadataCatalog.get(name).set(
             dirname=str(tmp_path / "VOC"), split="test", year=2012, thing_classes=names
         )
-        evaluator = PascalVOCThresholdEvaluator(name)
+        evaluator = PascalVOCThresholdEvaluator(name, read_objects=read_voc_objects)
         if i == 1:
             assert feed_voc(evaluator, detections)["bbox"]["AP"] < results[0]["bbox"]["AP"]
         results.append(feed_voc(InClassOrder(evaluator, classes), detections))

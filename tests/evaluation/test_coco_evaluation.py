@@ -7,7 +7,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -97,3 +97,20 @@ def test_agrees_with_pycocotools(dataset, tmp_path):
     assert len(set(expected)) > 4
     assert [results[name] for name in NAMES] == pytest.approx(expected)
     assert [results[name] for name in ("AP50", "AP75")] == pytest.approx([expected[0], expected[5]])
+
+
+def test_annotations_of_an_earlier_run_are_not_used(request, tmp_path):
+    """detectron2 writes records without a file to one, and keeps it in OUTPUT_DIR."""
+    name = "without_a_file"
+    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
+    for width in (10, 20):
+        entry = dict(bbox=[1, 2, width, 9], bbox_mode=BoxMode.XYWH_ABS, category_id=0)
+        record = dict(file_name="a.jpg", image_id=1, width=50, height=40, annotations=[entry])
+        if name in DatasetCatalog.list():  # in another run nothing is known of the first
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        DatasetCatalog.register(name, lambda record=record: [record])
+        MetadataCatalog.get(name).set(thing_classes=["x"])
+        COCOThresholdEvaluator(name, output_dir=str(tmp_path))
+        written = json.loads((tmp_path / f"{name}_coco_format.json").read_text())
+        assert written["annotations"][0]["bbox"] == [1, 2, width, 9]

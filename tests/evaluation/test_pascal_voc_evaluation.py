@@ -164,8 +164,8 @@ def test_processes_are_gathered(register, tmp_path, monkeypatch):
     halves = {"a": [(0, 0.9, BOX)]}, {"b": [(0, 0.8, FAR), (1, 0.8, BOX)]}
     assert round(feed(first, halves[0])["bbox"]["AP50-cat"]) == 55
     feed(second, halves[1])
-    predictions = [first._predictions, second._predictions]
-    monkeypatch.setattr(comm, "gather", lambda data, dst=0: predictions)
+    parts = [(part._predictions, part.sizes) for part in (first, second)]
+    monkeypatch.setattr(comm, "gather", lambda data, dst=0: parts)
     assert first.evaluate()["bbox"]["AP50"] == pytest.approx(100)
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     assert second.evaluate() is None

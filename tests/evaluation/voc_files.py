@@ -6,17 +6,13 @@ import torch
 from detectron2.structures import Boxes, Instances
 
 
-def write_folder(folder, images, size=None):
-    """images: id -> list of (class, difficult, box); size: (width, height) that the files name"""
+def write_folder(folder, images):
+    """images: id -> list of (class, difficult, box)"""
     for name in ("Annotations", "ImageSets/Main"):
         (folder / name).mkdir(parents=True)
     (folder / "ImageSets/Main/test.txt").write_text("".join(f"{i}\n" for i in images))
     for image_id, objects in images.items():
         root = ET.Element("annotation")
-        if size:
-            element = ET.SubElement(root, "size")
-            for tag, value in zip(("width", "height"), size):
-                ET.SubElement(element, tag).text = str(value)
         for name, difficult, box in objects:
             element = ET.SubElement(root, "object")
             fields = {"name": name, "pose": "", "truncated": "0", "difficult": str(difficult)}
@@ -37,5 +33,6 @@ def feed_voc(evaluator, detections):
         instances.pred_boxes = Boxes(boxes - torch.tensor([1.0, 1, 0, 0]))
         instances.scores = torch.tensor([score for _, score, _ in found])
         instances.pred_classes = torch.tensor([k for k, _, _ in found], dtype=torch.int64)
-        evaluator.process([{"image_id": image_id}], [{"instances": instances}])
+        image = {"image_id": image_id, "width": 100, "height": 100}
+        evaluator.process([image], [{"instances": instances}])
     return evaluator.evaluate()
