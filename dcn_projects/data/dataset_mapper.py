@@ -1,4 +1,4 @@
-from detectron2.data import DatasetMapper
+from detectron2.data import DatasetMapper, detection_utils
 
 from dcn_projects.errors import one_line
 
@@ -12,7 +12,10 @@ _OF_DAMAGE += (AssertionError, AttributeError, LookupError, TypeError)
 
 
 class CheckedDatasetMapper(DatasetMapper):
-    """detectron2's mapper, whose errors name the image that could not be used."""
+    """
+    detectron2's mapper, whose errors name the image that could not be used, and which also crops
+    images without objects where masks are learnt.
+    """
 
     def __call__(self, dataset_dict):
         """
@@ -22,9 +25,26 @@ class CheckedDatasetMapper(DatasetMapper):
         """
         check_file(dataset_dict["file_name"])
         try:
+            if self.is_train and self.recompute_boxes and not _has_objects(dataset_dict):
+                return self._without_objects(dataset_dict)
             return super().__call__(dataset_dict)
         except _OF_DAMAGE as e:
             raise OSError(
                 f"Cannot use {dataset_dict['file_name']} ({one_line(e)}). "
                 "Replace the file, or take the image out of the annotations."
             ) from e
+
+    def _without_objects(self, dataset_dict):
+        """detectron2 would compute boxes from masks, which such an image does not have."""
+        annotated = "annotations" in dataset_dict
+        record = {k: v for k, v in dataset_dict.items() if k != "annotations"}
+        record = super().__call__(record)
+        if annotated:
+            size = tuple(record["image"].shape[1:])
+            record["instances"] = detection_utils.annotations_to_instances([], size)
+        return record
+
+
+def _has_objects(dataset_dict: dict) -> bool:
+    """Besides crowds, which are not learnt."""
+    return any(not a.get("iscrowd", 0) for a in dataset_dict.get("annotations", ()))
