@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-Draw what a model finds, objects or the classes of pixels, on images, folders of images and videos.
+Draw what a model finds, objects or the classes of pixels, on images, videos and folders of both.
 
     python demo/demo.py --config-file configs/R-FCN/deformable_rfcn_R_14_C5_digits.yaml \\
         --weights output/demo/model_final.pth --input datasets/digits_coco/test
@@ -22,7 +22,7 @@ def main():
     parser.add_drawing_flags(output=Path("output/drawn"))
     args = parser.parse_words()
     if args.predict is None:
-        parser.error("--input is missing: name images, folders of images or videos")
+        parser.error("--input is missing: name images, videos or folders of both")
 
     # This takes seconds to import, and is not needed to print --help.
     from dcn_projects.engine import draw_predictions

@@ -28,6 +28,7 @@ from dcn_projects.engine.command_line import ConfigArgumentParser
 from dcn_projects.vis import (
     DilationStatistics,
     ImageOffsets,
+    NarrowImageError,
     OffsetPictures,
     effective_dilation,
     object_sizes,
@@ -70,10 +71,17 @@ def parse_arguments():
     return parser, args
 
 
+def record_offsets(predictor, path, image: np.ndarray) -> ImageOffsets:
+    try:
+        return record_image(predictor, image)
+    except NarrowImageError as e:
+        raise ValueError(f"{path}: {e}") from e
+
+
 def show_image(predictor, args) -> ImageOffsets:
     """Writes the pictures of --image."""
     image = read_bgr_image(args.image)
-    offsets = record_image(predictor, image)
+    offsets = record_offsets(predictor, args.image, image)
     pictures = OffsetPictures(image, offsets, max(1, SHORT_SIDE / min(offsets.size)))
     boxes, classes = np.zeros((0, 4)), []
     if offsets.instances is not None:
@@ -135,7 +143,8 @@ def main(args):
         with loading([args.dataset]):
             boxes = [annotated_boxes(record) for record in records]
         for record, objects in zip(records, boxes):
-            offsets = record_image(predictor, read_bgr_image(record["file_name"]))
+            path = record["file_name"]
+            offsets = record_offsets(predictor, path, read_bgr_image(path))
             add_statistics(statistics, offsets, objects)
         objects = f"annotated objects of {len(records)} images of {args.dataset}"
     else:

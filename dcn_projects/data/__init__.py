@@ -13,7 +13,7 @@ from .datasets import (
     register_pascal_voc,
 )
 from .exact_train_loader import ExactTrainLoader, check_exact_resume
-from .images import check_image, list_images, read_bgr_image
+from .images import check_image, read_bgr_image
 from .labels import read_labels
 from .sem_seg_mapper import SemSegMapper
 
@@ -28,7 +28,6 @@ __all__ = [
     "check_objects",
     "check_pictures",
     "expected_paths",
-    "list_images",
     "load_checked",
     "loading",
     "read_bgr_image",

@@ -17,7 +17,6 @@ __all__ = [
     "damage",
     "image_size",
     "is_image_name",
-    "list_images",
     "read_bgr_image",
 ]
 
@@ -112,19 +111,6 @@ def image_size(path: str | Path) -> tuple[int, int]:
 def is_image_name(path: str | Path) -> bool:
     """Whether a file is named as an image is."""
     return Path(path).suffix.lower() in _SUFFIXES
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """
-    The images in a folder, by name; what lies in folders inside it is left out.
-
-    Raises:
-        FileNotFoundError: if there is none
-    """
-    paths = sorted(p for p in Path(folder).iterdir() if is_image_name(p))
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no image ({', '.join(sorted(_SUFFIXES))}).")
-    return paths
 
 
 def _error(path: str | Path, problem: str) -> OSError:

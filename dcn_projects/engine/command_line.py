@@ -73,7 +73,7 @@ class ConfigArgumentParser(argparse.ArgumentParser):
             metavar="IMAGE",
             help="image"
             if nargs is None
-            else "images, folders of images and videos, on which is drawn what the model finds",
+            else "images, videos, and folders of both, on which is drawn what the model finds",
         )
         self.add_argument(
             "--confidence",

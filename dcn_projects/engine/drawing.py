@@ -3,9 +3,10 @@ Draw what models find on images, folders of images and videos: objects, or the c
 This needs OpenCV, which training and evaluation do not need.
 """
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from detectron2.config import CfgNode
 
 from dcn_projects.config_keys import value_of
 from dcn_projects.data.images import read_bgr_image
-from dcn_projects.errors import one_line_errors
+from dcn_projects.errors import one_line, one_line_errors
 from dcn_projects.vis import (
     InstanceDrawer,
     PixelClassDrawer,
@@ -26,7 +27,7 @@ from dcn_projects.vis import (
     write_picture,
 )
 
-from .picture_paths import Drawing, PictureNames, is_video, plan_drawings
+from .picture_paths import Drawing, PictureNames, plan_drawings
 from .predictor import load_predictor, trained_config
 from .tasks import task_of
 
@@ -39,7 +40,8 @@ class PictureStyle:
     Attributes:
         names: of the files
         beside_input: the input itself is the first picture of each row
-        short_side: the least of a picture of an image, in pixels; smaller ones are enlarged
+        short_side: the least of a picture of an image, in pixels; smaller ones are enlarged, if
+            they are not very narrow
         tells_time: how long the models took is printed too
     """
 
@@ -56,6 +58,7 @@ class _Model(NamedTuple):
     drawer: InstanceDrawer | PixelClassDrawer
 
 
+_LONGEST = 4096  # pixels that an image is enlarged to
 TENSORPACK_STYLE = PictureStyle(PictureNames("output", "{}_pred"), beside_input=True)
 DETECTRON2_STYLE = PictureStyle(PictureNames(), short_side=480, tells_time=True)
 
@@ -76,7 +79,7 @@ def draw_predictions(
     Args:
         config_files: a config for each model, or its name below configs/
         weights: a checkpoint for each; if there are none they are found as `trained_config` does
-        inputs: images, folders of images and videos
+        inputs: images, videos, and folders of both
         opts: options that override all configs, KEY VALUE or KEY=VALUE
         confidence: least score of detections that are drawn
         output: folder of the pictures, or the file of a single one; None is the current folder
@@ -97,12 +100,22 @@ def draw_predictions(
     _make_folder(drawings[0].target.parent)
     models = [_build(*model, confidence) for model in zip(config_files, cfgs)]
     for drawing in drawings:
-        draw = _draw_video if is_video(drawing.source) else _draw_image
-        draw(models, drawing, style)
-    pictures = [d.target for d in drawings if not is_video(d.source)]
+        draw = _draw_video if drawing.is_video else _draw_image
+        with _naming(drawing.source):
+            draw(models, drawing, style)
+    pictures = [d.target for d in drawings if not d.is_video]
     if output is None and pictures and has_display():
         show(pictures)
     return [d.target for d in drawings]
+
+
+@contextlib.contextmanager
+def _naming(source: Path) -> Iterator[None]:
+    """A ValueError is of the image or video then: the models are there, and were asked rightly."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{source}: {one_line(e)}") from e
 
 
 def _make_folder(folder: Path) -> None:
@@ -129,7 +142,7 @@ def _draw_image(models: list[_Model], drawing: Drawing, style: PictureStyle) -> 
     start = time.perf_counter()
     found = [model.drawer.predict(image) for model in models]
     took = f" in {time.perf_counter() - start:.2f} s" if style.tells_time else ""
-    scale = max(1, style.short_side / min(image.shape[:2]))
+    scale = _enlargement(image, style)
     pictures = [model.drawer.draw(image, f, scale) for model, f in zip(models, found)]
     write_picture(drawing.target, _put_together(models, drawing, style, image, pictures))
     counts = " and ".join(model.drawer.count(f) for model, f in zip(models, found))
@@ -142,8 +155,15 @@ def _draw_image(models: list[_Model], drawing: Drawing, style: PictureStyle) -> 
             print(f"  {line}")
 
 
+def _enlargement(image: np.ndarray, style: PictureStyle) -> float:
+    """Pixels of the picture per pixel of the image."""
+    short, long = sorted(image.shape[:2])
+    return max(1, min(style.short_side / short, _LONGEST / long))
+
+
 def _draw_video(models: list[_Model], drawing: Drawing, style: PictureStyle) -> None:
     video = cv2.VideoCapture(str(drawing.source))
+    declared = video.get(cv2.CAP_PROP_FRAME_COUNT)
     writer, count = None, 0
     for model in models:
         model.drawer.start_video()
@@ -160,10 +180,10 @@ def _draw_video(models: list[_Model], drawing: Drawing, style: PictureStyle) -> 
         writer.write(np.ascontiguousarray(drawn))
         count += 1
     video.release()
-    if count == 0:
-        raise OSError(f"{drawing.source} is no video that OpenCV can read, or was cut off.")
     writer.release()
-    print(f"{drawing.source}: {count} frames -> {drawing.target}")
+    # Some headers tell only the length and the rate of the frames, of which the last may be short.
+    missing = f" (of {declared:.0f}: it may be cut off)" if count + 1 < declared else ""
+    print(f"{drawing.source}: {count} frames{missing} -> {drawing.target}")
 
 
 def _video_writer(target: Path, video: cv2.VideoCapture, frame: np.ndarray) -> cv2.VideoWriter:

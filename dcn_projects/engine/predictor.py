@@ -12,7 +12,7 @@ from detectron2.engine import DefaultPredictor
 from dcn_projects.checkpoint import check_weights, load_trained
 from dcn_projects.errors import one_line_errors
 from dcn_projects.modeling import build_model
-from dcn_projects.vis import class_metadata
+from dcn_projects.vis import class_metadata, narrow_images_refused
 
 from .check_config import check_keys
 from .config import read_config
@@ -34,6 +34,10 @@ class _Predictor(DefaultPredictor):
         self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
 
+    def __call__(self, original_image):
+        with narrow_images_refused(self, original_image):
+            return super().__call__(original_image)
+
 
 def build_predictor(
     config_file: str | os.PathLike, weights: str | os.PathLike | None = None, opts=()
@@ -42,7 +46,8 @@ def build_predictor(
     Args:
         config_file, weights, opts: see `trained_config`
     Returns:
-        DefaultPredictor: on the CPU where there is no GPU
+        DefaultPredictor: on the CPU where there is no GPU. It raises `NarrowImageError`, a
+            ValueError, for images that are too narrow for the network
     Raises:
         OSError: if a file cannot be read
         ValueError: if the config does not fit this project, or the checkpoint the config

@@ -8,6 +8,7 @@ from dcn_projects.lazy_import import lazy_attributes
 from .class_metadata import class_metadata
 from .effective_dilation import SIZES, DilationStatistics, effective_dilation, object_sizes
 from .image_offsets import ImageOffsets, record_image
+from .narrow_images import NarrowImageError, narrow_images_refused
 from .offset_magnitude import offset_magnitude
 from .recorded_offsets import LayerOffsets, record_offsets
 from .sampling_locations import roi_bins, sampling_locations
@@ -37,10 +38,12 @@ __all__ = [
     "ImageOffsets",
     "LayerOffsets",
     "Look",
+    "NarrowImageError",
     "class_metadata",
     "effective_dilation",
     "has_display",
     "look",
+    "narrow_images_refused",
     "object_sizes",
     "offset_magnitude",
     "record_image",

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 
 from dcn_projects.layers import DeformROIPool
 
+from .narrow_images import narrow_images_refused
 from .recorded_offsets import LayerOffsets, record_offsets
 from .sampling_locations import sampling_locations
 
@@ -133,7 +134,13 @@ def record_image(predictor: DefaultPredictor, image: np.ndarray) -> ImageOffsets
         image: (H, W, 3), uint8, BGR
     Raises:
         ValueError: if the model has no deformable layer
+        NarrowImageError: if the image is too narrow for it
     """
+    with narrow_images_refused(predictor, image):
+        return _record(predictor, image)
+
+
+def _record(predictor: DefaultPredictor, image: np.ndarray) -> ImageOffsets:
     model = predictor.model
     if predictor.input_format == "RGB":
         image = image[:, :, ::-1]

@@ -137,6 +137,43 @@ def test_video(run, video, tmp_path, models):
     np.testing.assert_allclose(levels, (50, 100, 150), atol=12)
 
 
+def test_a_video_that_was_cut_off(run, video, tmp_path):
+    """Its header still tells of three frames."""
+    content = video.read_bytes()
+    last = content.rindex(b"00dc", 0, content.rindex(b"idx1"))
+    second = content.rindex(b"00dc", 0, last)
+    cut = tmp_path / "cut.avi"
+    cut.write_bytes(content[:second])
+    code, text = run(cut)
+    assert code == 0 and "cut.avi: 1 frames (of 3: it may be cut off) -> " in text, text
+    assert len(frames(tmp_path / "out/cut.mp4")[0]) == 1
+    code, text = run(video)
+    assert code == 0 and "clip.avi: 3 frames -> " in text
+
+
+@pytest.mark.parametrize("height, width", [(1, 96), (96, 1), (2, 150)])
+def test_narrow_images_that_the_network_can_see(run, tmp_path, height, width):
+    """They are enlarged, as others are, but not to pictures of 50,000 pixels."""
+    path = tmp_path / "narrow.png"
+    cv2.imwrite(str(path), np.full((height, width, 3), 90, np.uint8))
+    code, text = run(path)
+    assert code == 0 and "narrow.png: " in text, text
+    drawn = cv2.imread(str(tmp_path / "out/narrow.png"))
+    scale = 4096 / max(height, width)
+    assert drawn.shape == (int(height * scale), int(width * scale), 3)
+
+
+@pytest.mark.parametrize("height, width, seen", [(3, 2000, "1000 x 2"), (5000, 1, "0 x 1000")])
+def test_images_that_are_too_narrow(run, folder, tmp_path, height, width, seen):
+    path = folder / "narrow.png"
+    cv2.imwrite(str(path), np.full((height, width, 3), 90, np.uint8))
+    code, text = run(path)
+    assert code == 1 and text.splitlines()[-1] == (
+        f"error: {path}: the image has {width} x {height} pixels, of which the network would see "
+        f"{seen}: it is too narrow. Cut it into pieces, or raise INPUT.MAX_SIZE_TEST"
+    )
+
+
 def test_mistakes(run, folder, video, tiny_model, tmp_path):
     plain = tiny_model(deformable=False)[1]
     (tmp_path / "empty").mkdir()

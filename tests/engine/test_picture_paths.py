@@ -38,13 +38,46 @@ def test_names(folder):
     assert targets("in/a.jpg", output="folder.png") == ["folder.png/output.png"]
 
 
+def test_a_folder_of_images_and_videos(folder):
+    """What is named otherwise is left out, and so are the folders inside."""
+    Path("in/clip.avi").write_bytes(Path("clip.avi").read_bytes())
+    Path("in/c.png").mkdir()
+    drawings = plan_drawings(["in"], None, NAMES)
+    assert [str(d.target) for d in drawings] == ["a_pred.png", "b_pred.png", "clip_pred.mp4"]
+    assert [d.is_video for d in drawings] == [False, False, True]
+
+
+@pytest.mark.parametrize("name", ["clip.wmv", "clip.AVI", "clip.bin", "clip"])
+def test_videos_with_other_names(folder, name):
+    Path("clip.avi").rename("renamed")
+    Path("renamed").rename(name)
+    (drawing,) = plan_drawings([name], None, NAMES)
+    assert drawing.is_video and str(drawing.target) == "output.mp4"
+
+
+def test_images_with_other_names(folder):
+    Path("in/b.png").rename("in/b.dat")
+    (drawing,) = plan_drawings(["in/b.dat"], None, NAMES)
+    assert not drawing.is_video and str(drawing.target) == "output.png"
+
+
 @pytest.mark.parametrize(
     "inputs,output,message",
     [
         (["in/none.jpg"], None, "in/none.jpg does not exist"),
         (["in/notes.txt"], None, "in/notes.txt is no image"),
-        (["empty"], None, "empty holds no image"),
-        (["cut.avi"], None, "cut.avi is no video"),
+        (["empty"], None, "empty holds no image and no video"),
+        (["cut.avi"], None, "cut.avi is no video that OpenCV can read, or was cut off"),
+        (["header.avi"], None, "header.avi is no video that OpenCV can read, or was cut off"),
+        (["text.mp4"], None, "text.mp4 is no video that OpenCV can read"),
+        (["empty.mp4"], None, "empty.mp4 is empty"),
+        (["none.mp4"], None, "none.mp4 does not exist"),
+        (["folder.mp4/none"], None, "folder.mp4/none does not exist"),
+        (["text.jpg"], None, "text.jpg is no image"),
+        (["empty.jpg"], None, "empty.jpg is empty"),
+        (["video.jpg"], None, "video.jpg is no image"),
+        (["damaged"], None, "damaged/b.png is no image, or was cut off"),
+        (["in/a.jpg", "deep.png"], None, "deep.png has grey levels of more than 8 bits"),
         (["in", "in/a.jpg"], None, "would both be written to a_pred.png"),
         (["in/a.jpg"], "in/a.jpg", "in/a.jpg would be overwritten"),
         (["in"], "x.png", "x.png is one file, for 2 inputs: name a folder"),
@@ -54,6 +87,19 @@ def test_names(folder):
 )
 def test_mistakes(folder, inputs, output, message):
     Path("empty").mkdir()
-    Path("cut.avi").write_bytes(Path("clip.avi").read_bytes()[:100])
+    video = Path("clip.avi").read_bytes()
+    Path("cut.avi").write_bytes(video[:100])
+    Path("header.avi").write_bytes(video[: video.index(b"movi") + 4])  # all before the frames
+    Path("video.jpg").write_bytes(video)
+    for name in ("text.mp4", "text.jpg"):
+        Path(name).write_text("neither an image nor a video\n" * 9)
+    for name in ("empty.mp4", "empty.jpg"):
+        Path(name).touch()
+    Path("folder.mp4").mkdir()
+    Path("damaged").mkdir()
+    for name in ("a.jpg", "b.png"):
+        Path("damaged", name).write_bytes(Path("in", name).read_bytes())
+    Path("damaged/b.png").write_bytes(Path("in/b.png").read_bytes()[:40])
+    cv2.imwrite("deep.png", np.zeros((4, 4), np.uint16))
     with pytest.raises((OSError, ValueError), match=message):
         targets(*inputs, output=output)

@@ -120,6 +120,9 @@ MISTAKES = {
     "missing image": (["--image", "{out}/none.jpg"], "none.jpg does not exist"),
     "corrupt image": (["--image", "{out}/cut.png"], "cut.png is no image, or was cut off"),
     "folder": (["--image", "{out}"], "is no image"),
+    "narrow image": (["--image", "{out}/narrow.png"], "narrow.png: the image has 2000 x 3 pixels"),
+    "deep image": (["--image", "{out}/deep.png"], "deep.png has grey levels of more than 8 bits"),
+    "video": (["--image", "{out}/clip.avi"], "clip.avi is no image"),
     "point outside": (
         ["--image", "{image}", "--point", "128,5"],
         "128,5 is outside of the image, which is 128 x 96",
@@ -134,10 +137,20 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes(mistake, run, image, tmp_path):
     (tmp_path / "cut.png").write_bytes(image.read_bytes()[:3000])
+    (tmp_path / "clip.avi").write_bytes(b"RIFF....AVI LIST")
+    cv2.imwrite(str(tmp_path / "narrow.png"), np.zeros((3, 2000, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "deep.png"), np.zeros((9, 9), np.uint16))
     arguments, message = MISTAKES[mistake]
     code, text = run(*(a.format(out=tmp_path, image=image) for a in arguments))
     last = text.strip().splitlines()[-1]
     assert code in (1, 2) and "error: " in last and message in last, text
+
+
+def test_a_data_set_with_a_narrow_image(run, register, tmp_path):
+    cv2.imwrite(str(tmp_path / "narrow.png"), np.zeros((3, 2000, 3), np.uint8))
+    register({"annotations": [], "file_name": str(tmp_path / "narrow.png")})
+    code, text = run("--dataset", "offsets_test")
+    assert code == 1 and "error: " + str(tmp_path / "narrow.png: the image has 2000 x 3") in text
 
 
 def test_a_data_set_without_annotations(run, register):
