@@ -10,6 +10,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.engine import DefaultPredictor
 
 from dcn_projects.checkpoint import check_weights, load_trained
+from dcn_projects.config_keys import value_of
 from dcn_projects.errors import one_line_errors
 from dcn_projects.modeling import build_model
 from dcn_projects.vis import class_metadata, narrow_images_refused
@@ -18,6 +19,7 @@ from .check_config import check_keys
 from .config import read_config
 from .options import option_pairs
 from .output_dir import weights_to_evaluate
+from .tasks import task_of
 
 __all__ = ["build_predictor", "load_predictor", "trained_config"]
 
@@ -30,7 +32,9 @@ class _Predictor(DefaultPredictor):
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg).eval()
         load_trained(self.model, cfg.MODEL.WEIGHTS)
-        self.metadata = class_metadata(cfg)
+        task = task_of(cfg)
+        num_classes = value_of(cfg, task.num_classes) if task.num_classes else None
+        self.metadata = class_metadata(cfg, task.class_names, num_classes)
         self.aug = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
         self.input_format = cfg.INPUT.FORMAT
 

@@ -4,11 +4,10 @@ import numpy as np
 from detectron2.data import Metadata
 from detectron2.engine import DefaultPredictor
 from detectron2.structures import Instances
+from detectron2.utils.colormap import colormap
 from detectron2.utils.video_visualizer import VideoVisualizer
 from detectron2.utils.visualizer import Visualizer
 from torch import Tensor
-
-from .class_metadata import class_metadata
 
 __all__ = ["InstanceDrawer", "PixelClassDrawer", "detect", "draw_detections", "draw_pixel_classes"]
 
@@ -66,10 +65,11 @@ class InstanceDrawer:
     def __init__(self, predictor: DefaultPredictor, confidence: float = 0.5):
         """
         Args:
+            predictor: its metadata has the `thing_classes`, or their indices are written
             confidence: least score of objects that are drawn
         """
         self.predictor, self.confidence = predictor, confidence
-        self.metadata = class_metadata(predictor.cfg)
+        self.metadata = predictor.metadata
 
     def predict(self, image: np.ndarray) -> Instances:
         """image: (H, W, 3), uint8, BGR"""
@@ -102,18 +102,31 @@ class InstanceDrawer:
         return self._video.draw_instance_predictions(rgb, found).get_image()[:, :, ::-1]
 
 
+def _of_pixels(metadata: Metadata, num_classes: int) -> Metadata:
+    """
+    With a name and a colour of each class. detectron2 can draw no class without a name, and gives
+    those without a colour another one in each picture and frame.
+    """
+    names, colors = metadata.get("stuff_classes") or (), metadata.get("stuff_colors") or ()
+    if len(names) != num_classes:
+        names, colors = [str(k) for k in range(num_classes)], ()
+    if len(colors) < num_classes:
+        table = colormap(rgb=True).astype(int).tolist()
+        colors = [table[k % len(table)] for k in range(num_classes)]
+    return Metadata(stuff_classes=list(names), stuff_colors=list(colors))
+
+
 class PixelClassDrawer:
     """The class of every pixel: its colour is laid over the image. The methods are those above."""
 
     def __init__(self, predictor: DefaultPredictor, num_classes: int):
         """
         Args:
+            predictor: its metadata has the `stuff_classes`, or their indices are written
             num_classes: of the model
         """
         self.predictor = predictor
-        self.metadata = class_metadata(predictor.cfg)
-        if self.metadata.get("stuff_classes") is None:  # detectron2 cannot draw without names
-            self.metadata = Metadata(stuff_classes=[str(k) for k in range(num_classes)])
+        self.metadata = _of_pixels(predictor.metadata, num_classes)
 
     def predict(self, image: np.ndarray) -> Tensor:
         """Returns the classes, (H, W), on the CPU."""

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -103,13 +102,15 @@ def test_predict_folder_into_folder(run, digits, weights, tmp_path):
     assert cv2.imread(str(pictures[0])).shape == (64, 128, 3)
 
 
-def test_predict_video_with_two_models(run, digits, weights, tmp_path):
-    video = cv2.VideoWriter(
-        str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 64)
-    )
-    for level in (50, 150):
+def write_clip(path, levels):
+    video = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 64))
+    for level in levels:
         video.write(np.full((64, 64, 3), level, np.uint8))
     video.release()
+
+
+def test_predict_video_with_two_models(run, digits, weights, tmp_path):
+    write_clip("clip.avi", (50, 150))
     second = ("--config-file", CONFIG_PATH, "--load", weights)
     code, text = run("--load", weights, *second, "--predict", "clip.avi")
     assert not code and text.splitlines()[-1] == "clip.avi: 2 frames -> output.mp4", text
@@ -118,28 +119,64 @@ def test_predict_video_with_two_models(run, digits, weights, tmp_path):
     assert there and frame.shape == (24 + 64, 3 * 64, 3)  # the frame, and each model, with titles
 
 
-def test_predict_pixel_classes(run_program, digits, tmp_path, monkeypatch):
-    """A segmentor that takes everything for road, and has no data set that names its classes."""
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """Weights of a segmentor that takes everything for road, its first class of 19."""
+    model = build_model(read_config(SEGMENTOR, ["MODEL.DEVICE=cpu"]))
+    torch.nn.init.constant_(model.sem_seg_head.score.bias[:1], 1e6)
+    path = tmp_path_factory.mktemp("road") / "model.pth"
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def own_pixels():
+    """Registered as users do it: without names, with names of objects, and of other classes."""
+    names = {"mine": {}, "things": {"thing_classes": ["x"] * 19}, "few": {"stuff_classes": ["x"]}}
+    for name, content in names.items():
+        DatasetCatalog.register(name, list)
+        MetadataCatalog.get(name).set(evaluator_type="sem_seg", ignore_label=255, **content)
+    yield
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+SEGMENTOR = "DeepLab/deeplab_R_14_digits.yaml"
+PROGRAMS = {"train_net.py": "output", "demo/demo.py": "{}"}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("data", [None, "mine", "things", "few", "not_registered", ""])
+def test_predict_pixel_classes(
+    program, data, run_program, digits, road, own_pixels, tmp_path, monkeypatch
+):
+    """Images and videos, whatever is known of the data."""
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-    config = "DeepLab/deeplab_R_14_digits.yaml"
-    cfg = read_config(config, ["MODEL.DEVICE=cpu"])
-    model = build_model(cfg)
-    torch.nn.init.constant_(model.sem_seg_head.score.bias[:1], 1e6)
-    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     monkeypatch.chdir(tmp_path)
-    words = ["--config-file", config, "--load", "model.pth", "INPUT.MIN_SIZE_TEST=64"]
-    for name, data in (("road", cfg.DATASETS.TEST), ("0", ())):
-        image = sorted((digits / "test").iterdir())[0]
-        code, text = run_program(
-            "train_net.py", *words, f"DATASETS.TEST={data}", "--predict", image
-        )
-        assert not code, text
-        assert text.splitlines()[-2:] == [f"{image}: 1 classes -> output.png", f"  {name} 100.0 %"]
-        picture = cv2.imread("output.png")
-        np.testing.assert_array_equal(picture[:, :64], cv2.imread(str(image)))
-        assert (picture[:, 64:] != picture[:, :64]).mean() > 0.9
-        Path("output.png").unlink()
+    words = ["--config-file", SEGMENTOR, "--load", road, "INPUT.MIN_SIZE_TEST=64"]
+    words += ["MODEL.DEVICE=cpu", "--output", tmp_path]
+    if data is not None:
+        names = f"('{data}',)" if data else "()"
+        words += [f"DATASETS.TRAIN={names}", f"DATASETS.TEST={names}"]
+    image = sorted((digits / "test").iterdir())[0]
+    code, text = run_program(program, *words, "--predict", image)
+    assert not code, text
+    target = tmp_path / (PROGRAMS[program].format(image.stem) + ".png")
+    *_, line, share = text.splitlines()
+    assert line.startswith(f"{image}: 1 classes") and line.endswith(f"-> {target}")
+    assert share == f"  {'road' if data is None else 0} 100.0 %"
+    picture = cv2.imread(str(target))
+    if program == "train_net.py":
+        plain, picture = picture[:, :64], picture[:, 64:]
+        np.testing.assert_array_equal(plain, cv2.imread(str(image)))
+    plain = cv2.resize(cv2.imread(str(image)), picture.shape[1::-1])
+    assert (picture != plain).mean() > 0.9
+
+    write_clip("clip.avi", (50, 150))
+    code, text = run_program(program, *words, "--predict", "clip.avi")
+    assert not code and "clip.avi: 2 frames -> " in text, text
 
 
 def test_predict_with_the_last_checkpoint(run, digits, weights, tmp_path):
