@@ -2,6 +2,7 @@ from .check_file import check_weights
 from .convert import convert_weights
 from .load import load_to_start, load_trained
 from .training_only import training_only_entries, training_only_names
+from .wrapped_names import unwrapped
 
 __all__ = [
     "check_weights",
@@ -10,4 +11,5 @@ __all__ = [
     "load_trained",
     "training_only_entries",
     "training_only_names",
+    "unwrapped",
 ]

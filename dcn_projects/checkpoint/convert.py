@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from .maskrcnn_benchmark import TREB1EN, convert_maskrcnn_benchmark, read_pth
+from .maskrcnn_benchmark import TREB1EN, convert_maskrcnn_benchmark
 from .mxnet import ModelOptions, convert_mxnet
 from .mxnet_params import MAGIC, read_params
 from .original_settings import anchor_order, check_pixels, check_stride, differences, heads_settings
+from .pth import read_pth
 from .tensorpack import convert_tensorpack, read_npz
 
 __all__ = ["convert_weights"]

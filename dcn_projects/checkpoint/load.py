@@ -1,5 +1,5 @@
+import logging
 import pickle
-from collections.abc import Mapping
 
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
@@ -7,18 +7,26 @@ from torch import nn
 from dcn_projects.errors import one_line
 
 from .parameter_names import differing_stages, first_names
-from .training_only import training_only_entries, training_only_names
+from .pth import unread
+from .training_only import is_counter, training_only_entries, training_only_names
+from .wrapped_names import unwrapped
 
 __all__ = ["load_to_start", "load_trained"]
 
+_logger = logging.getLogger(__name__)
 _NUM_NAMED = 3  # parameters of each kind that an error names
+# Of the names in a file or in the model, how many have to be in both. Models and files without
+# anything in common share a few names, such as that of a predictor.
+_LEAST_PART = 0.1
 
 
 class _Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint):
-        if not isinstance(checkpoint["model"], Mapping):
-            raise ValueError("it holds no parameters with names")
-        weights, own = dict(checkpoint["model"]), self.model.state_dict()
+        own = self.model.state_dict()
+        checkpoint, said = unwrapped(checkpoint, own)
+        if said:
+            _logger.info(said)
+        weights = dict(checkpoint["model"])
         # detectron2 compares shapes by name before the modules give old names their new ones.
         for name, module in self.model.named_modules():
             if rename := getattr(module, "rename_old_parameters", None):
@@ -31,12 +39,12 @@ class _Checkpointer(DetectionCheckpointer):
                 del weights[name]
         self.left_over = training_only_entries(checkpoint)
         found = super()._load_model({**checkpoint, "model": weights})
-        self.check(found)
+        self.check(found, weights)
         return found
 
 
 class _WholeCheckpointer(_Checkpointer):
-    def check(self, found):
+    def check(self, found, weights):
         for name, value in self.model.state_dict().items():
             if value.is_floating_point() and not value.isfinite().all():
                 raise ValueError(f"it has values in {name} that are not finite")
@@ -62,14 +70,47 @@ class _WholeCheckpointer(_Checkpointer):
 
 
 class _StartCheckpointer(_Checkpointer):
-    def check(self, found):
+    def check(self, found, weights):
         own = self.model.state_dict().keys() - self.training_only
-        in_file = [*(own - set(found.missing_keys)), *found.unexpected_keys]
-        for stage, saved, wanted in differing_stages(in_file, own):
+        loaded = own - set(found.missing_keys)
+        for stage, saved, wanted in differing_stages([*loaded, *found.unexpected_keys], own):
             raise ValueError(
                 f"it is of another depth than the config: it has {saved} blocks in {stage}, and "
                 f"with MODEL.RESNETS.DEPTH the model has {wanted}"
             )
+        in_file = [name for name in weights if not is_counter(name)]
+        if not loaded or len(loaded) < _LEAST_PART * min(len(own), len(in_file)):
+            raise ValueError(self._nothing_fits(found, loaded, own, in_file))
+        self.at_random = own - loaded
+        left = ""
+        if names := [name for name in self.model.state_dict() if name in self.at_random]:
+            left = f"; {len(names)} start anew: {', '.join(first_names(names, _NUM_NAMED))}"
+        _logger.info(
+            f"{len(loaded)} of the {len(own)} parameters and buffers of the model are loaded{left}"
+        )
+
+    def _nothing_fits(self, found, loaded, own, in_file) -> str:
+        shapes = [f"{name} {got} and not {want}" for name, got, want in found.incorrect_shapes]
+        unfit = {name for name, *_ in found.incorrect_shapes}
+        theirs = [name for name in in_file if name not in loaded | unfit] or in_file
+        missing = own - loaded - unfit
+        ours = [name for name in self.model.state_dict() if name in missing]
+        lists = {
+            "it has": theirs,
+            "the model has": ours,
+            "it has in another shape": shapes,
+        }
+        what = f"only {len(loaded)}" if loaded else "none"
+        named = "; ".join(
+            f"{begin} {', '.join(first_names(names, _NUM_NAMED))}"
+            for begin, names in lists.items()
+            if names
+        )
+        return (
+            f"{what} of its {len(in_file)} arrays fit the model, which would start at random: "
+            f"{named}. Give weights of this model or of its backbone; tools/convert_weights.py "
+            "makes them of files of other projects"
+        )
 
 
 def load_trained(model: nn.Module, path: str) -> dict:
@@ -88,16 +129,25 @@ def load_trained(model: nn.Module, path: str) -> dict:
     return _load(_WholeCheckpointer(model), path)
 
 
-def load_to_start(model: nn.Module, path: str) -> None:
+def load_to_start(model: nn.Module, path: str) -> set[str]:
     """
-    Load whatever of a checkpoint fits a model that is to be trained, as detectron2 does.
+    Load whatever of a checkpoint fits a model that is to be trained, as detectron2 does. How much
+    that is is logged in one line.
 
     Args:
         path: see `check_weights`; empty leaves the random values
+    Returns:
+        set: names of the parameters and buffers that the checkpoint does not have, and that are as
+            the model was built
     Raises:
-        ValueError: if it is of a ResNet of another depth, which would fit in part
+        ValueError: if it is of a ResNet of another depth, which would fit in part, or if nothing of
+            it fits, or next to nothing
     """
-    _load(_StartCheckpointer(model), path)
+    checkpointer = _StartCheckpointer(model)
+    _load(checkpointer, path)
+    if not path:
+        return set(checkpointer.model.state_dict()) - training_only_names(checkpointer.model)
+    return checkpointer.at_random
 
 
 def _load(checkpointer: _Checkpointer, path: str) -> dict:
@@ -105,5 +155,7 @@ def _load(checkpointer: _Checkpointer, path: str) -> dict:
         return checkpointer.load(path, checkpointables=[])
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
-    except (pickle.UnpicklingError, AssertionError, AttributeError, KeyError, TypeError) as e:
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path} is no checkpoint of detectron2: {unread(e)}") from e
+    except (AssertionError, AttributeError, KeyError, TypeError) as e:
         raise ValueError(f"{path} is no checkpoint of detectron2 ({one_line(e)})") from e

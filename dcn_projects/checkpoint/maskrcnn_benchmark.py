@@ -1,11 +1,8 @@
-import pickle
 import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from os import PathLike
 
 import numpy as np
-import torch
 
 from .conversion_rules import (
     Rule,
@@ -16,9 +13,8 @@ from .conversion_rules import (
     reorder_anchors,
     resnet_prefixes,
 )
-from .parameter_names import first_names
 
-__all__ = ["convert_maskrcnn_benchmark", "read_pth"]
+__all__ = ["convert_maskrcnn_benchmark"]
 
 # detectron2 adds it to all variances; the original's frozen norms do not, its BatchNorm does.
 _EPS = 1e-5
@@ -85,51 +81,6 @@ _COPIES = {
     "mimicking_head.conv.": "roi_heads.conv.",
 }
 _ANCHORS = re.compile(r"rpn\.anchor_generator\.cell_anchors\.\d+")  # computed from the config
-
-
-def read_pth(path: str | PathLike) -> dict[str, np.ndarray]:
-    """
-    Read the weights of a checkpoint of PyTorch, without optimizer and schedule, and without the
-    `module.` of data-parallel training. Nothing but tensors and plain containers is unpickled.
-
-    Returns:
-        dict: name -> array
-    Raises:
-        OSError: if the file cannot be opened
-        ValueError: if it is cut off or damaged, or holds anything else
-    """
-    with open(path, "rb") as file:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as e:
-            found = re.search(r"GLOBAL (\S+)", str(e))
-            what = f"it holds objects of {found[1]}" if found else "it is damaged"
-            raise ValueError(f"{path}: {what}. Only tensors and numbers are read") from None
-        except Exception as e:  # a damaged pickle can raise anything
-            reason = (str(e) or type(e).__name__).splitlines()[0]
-            raise ValueError(f"{path}: it is cut off or damaged ({reason})") from None
-    state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict):
-        raise ValueError(f"{path}: a {type(state).__name__} is not the state of a model")
-    others = [str(name) for name, value in state.items() if not _is_array(value)]
-    if others:
-        named = ", ".join(first_names(others, 5))
-        raise ValueError(f"{path}: these are no dense tensors of numbers: {named}")
-    arrays = {str(name).removeprefix("module."): t.detach().numpy() for name, t in state.items()}
-    if len(arrays) != len(state):
-        raise ValueError(f"{path}: it has tensors of the same name, with and without module.")
-    return arrays
-
-
-def _is_array(value) -> bool:
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and value.dtype in (torch.float32, torch.float16, torch.float64, torch.int64)
-        # or a few bytes could claim to be any number of elements
-        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
-    )
 
 
 def _without_copies(arrays: Mapping[str, np.ndarray], unfit: list[str]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from dcn_projects.checkpoint import training_only_names
+from dcn_projects.checkpoint import training_only_names, unwrapped
 from dcn_projects.data import ExactTrainLoader, loading
 from dcn_projects.evaluation import InClassOrder, inference_folder
 from dcn_projects.modeling import build_model
@@ -46,6 +46,7 @@ class _Checkpointer(DetectionCheckpointer):
         # A trainer of version 0.1 did not note its parameters. They are those of the model, which
         # the trainer, loaded next, does not see.
         checkpoint.get("trainer", {}).setdefault("parameters", list(checkpoint["model"]))
+        checkpoint.update(unwrapped(checkpoint, self.model.state_dict())[0])
         return super()._load_model(checkpoint)
 
 

@@ -202,8 +202,12 @@ def test_old_names(load, tmp_path):
 
 def test_old_names_with_other_shapes(tmp_path):
     """As of a detector that is fine-tuned for other classes: the layer starts anew."""
-    state = {f"old.{k}": v for k, v in nn.Linear(2, 3).state_dict().items()}
+    trained, model = (nn.ModuleDict({"head": Renamed(k), "neck": nn.Linear(2, 2)}) for k in (3, 5))
+    state = {name.replace("new", "old"): value for name, value in trained.state_dict().items()}
     torch.save({"model": state}, tmp_path / "model.pth")
-    load_to_start(Renamed(5), str(tmp_path / "model.pth"))
-    with pytest.raises(ValueError, match=r"another shape new.weight \(3, 2\) and not \(5, 2\)"):
-        load_trained(Renamed(5), str(tmp_path / "model.pth"))
+    assert load_to_start(model, str(tmp_path / "model.pth")) == {"head.new.weight", "head.new.bias"}
+    assert torch.equal(model["neck"].weight, state["neck.weight"])
+    with pytest.raises(
+        ValueError, match=r"another shape head.new.weight \(3, 2\) and not \(5, 2\)"
+    ):
+        load_trained(model, str(tmp_path / "model.pth"))

@@ -15,13 +15,14 @@ from detectron2.modeling import build_model
 
 from dcn_projects import add_dcn_config
 from dcn_projects.checkpoint import convert_weights, load_trained, training_only_names
-from dcn_projects.checkpoint.maskrcnn_benchmark import convert_maskrcnn_benchmark, read_pth
+from dcn_projects.checkpoint.maskrcnn_benchmark import convert_maskrcnn_benchmark
 from dcn_projects.checkpoint.original_settings import (
     check_pixels,
     check_stride,
     differences,
     heads_settings,
 )
+from dcn_projects.checkpoint.pth import read_pth
 from tests.checkpoint.maskrcnn_benchmark_networks import MaskRCNNBenchmark
 from tests.checkpoint.narrow_models import (
     check_outputs,

@@ -1,0 +1,85 @@
+"""Files of PyTorch, of which nothing but tensors and plain containers is unpickled."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from os import PathLike
+
+import numpy as np
+import torch
+
+from .parameter_names import first_names
+from .wrapped_names import weights_in
+
+__all__ = ["config_in_pth", "read_pth", "unread"]
+
+
+def unread(error: pickle.UnpicklingError) -> str:
+    """Why torch.load did not read a file, in words."""
+    if found := re.search(r"GLOBAL (\S+)", str(error)):
+        return (
+            f"it holds objects of {found[1]}. Only tensors and numbers are read: save its "
+            "parameters alone, as a dictionary of names"
+        )
+    return "it is damaged, or no file of torch.save"
+
+
+def read_pth(path: str | PathLike) -> dict[str, np.ndarray]:
+    """
+    Read the weights of a checkpoint of PyTorch, without optimizer and schedule, and without the
+    `module.` of data-parallel training.
+
+    Returns:
+        dict: name -> array
+    Raises:
+        OSError: if the file cannot be opened
+        ValueError: if it is cut off or damaged, or holds anything else
+    """
+    content = _read(path)
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: a {type(content).__name__} is not the state of a model")
+    state, _ = weights_in(content)
+    others = [str(name) for name, value in state.items() if not _is_array(value)]
+    if others:
+        named = ", ".join(first_names(others, 5))
+        raise ValueError(f"{path}: these are no dense tensors of numbers: {named}")
+    arrays = {_plain(str(name)): t.detach().numpy() for name, t in state.items()}
+    if len(arrays) != len(state):
+        raise ValueError(f"{path}: it has tensors of the same name, with and without module.")
+    return arrays
+
+
+def config_in_pth(path: str | PathLike) -> str:
+    """The config that mmdetection writes beside the weights; "" if there is none. See `read_pth`"""
+    content = _read(path)
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    config = meta.get("config", meta.get("cfg")) if isinstance(meta, Mapping) else None
+    return config if isinstance(config, str) else ""
+
+
+def _read(path: str | PathLike):
+    with open(path, "rb") as file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as e:
+            raise ValueError(f"{path}: {unread(e)}") from None
+        except Exception as e:  # a damaged pickle can raise anything
+            reason = (str(e) or type(e).__name__).splitlines()[0]
+            raise ValueError(f"{path}: it is cut off or damaged ({reason})") from None
+
+
+def _plain(name: str) -> str:
+    while (shorter := name.removeprefix("module.").removeprefix("_orig_mod.")) != name:
+        name = shorter
+    return name
+
+
+def _is_array(value) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and value.dtype in (torch.float32, torch.float16, torch.float64, torch.int64)
+        # or a few bytes could claim to be any number of elements
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
