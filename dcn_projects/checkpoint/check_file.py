@@ -7,11 +7,13 @@ from detectron2.utils.file_io import PathManager
 
 __all__ = ["check_weights"]
 
+# What is frozen in most models has to be trained then.
+_RANDOM_START = "MODEL.WEIGHTS '' MODEL.RESNETS.NORM BN MODEL.BACKBONE.FREEZE_AT 0"
 # A parameter of all models of maskrcnn-benchmark.
 _ORIGINAL_NAME = b"backbone.body.stem.conv1"
 
 
-def check_weights(path: str, told_by: str = "MODEL.WEIGHTS") -> None:
+def check_weights(path: str, told_by: str = "MODEL.WEIGHTS", to_start: bool = False) -> None:
     """
     Find out before a model is built whether its weights can be read. Files that a scheme names
     (`detectron2://`, `https://`) are downloaded to detectron2's cache.
@@ -19,24 +21,26 @@ def check_weights(path: str, told_by: str = "MODEL.WEIGHTS") -> None:
     Args:
         path: file of weights; empty means random ones
         told_by: the key, or the file, that names it
+        to_start: a training starts from it, for which random weights would do as well
     Raises:
         FileNotFoundError: if there is no such file
         OSError: if it cannot be downloaded, was cut off, or is no checkpoint
     """
     if not path:
         return
+    instead = f", or start from random weights: {_RANDOM_START}" if to_start else ""
     if "://" in path:
         try:
             path = PathManager.get_local_path(path)
         except OSError as e:
             raise OSError(
                 f"{told_by}: {path} cannot be downloaded ({e}). Download it elsewhere and give "
-                "the path of the file, or '' to start from random weights."
+                f"the path of the file{instead}."
             ) from e
     if not PathManager.isfile(path):
         raise FileNotFoundError(
-            f"{told_by}: {path} does not exist. Give the path of a checkpoint, '' to start from "
-            "random weights, or make one for the config with tools/convert_weights.py."
+            f"{told_by}: {path} does not exist. Give the path of a checkpoint, or make one for the "
+            f"config with tools/convert_weights.py{instead}."
         )
     if damage := _damage(path):
         raise OSError(f"{told_by}: {path} {damage}.")

@@ -1,7 +1,10 @@
 import logging
 import pickle
+import re
+from collections.abc import Mapping
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
 
 from dcn_projects.errors import one_line
@@ -14,6 +17,7 @@ from .wrapped_names import unwrapped
 __all__ = ["load_to_start", "load_trained"]
 
 _logger = logging.getLogger(__name__)
+_GROUP_NORM = re.compile(r"_gn_[sb]$")  # in names of Caffe2
 _NUM_NAMED = 3  # parameters of each kind that an error names
 # Of the names in a file or in the model, how many have to be in both. Models and files without
 # anything in common share a few names, such as that of a predictor.
@@ -38,9 +42,26 @@ class _Checkpointer(DetectionCheckpointer):
             if own[name].shape != weights[name].shape:
                 del weights[name]
         self.left_over = training_only_entries(checkpoint)
-        found = super()._load_model({**checkpoint, "model": weights})
+        found = super()._load_model({**checkpoint, "model": dict(weights)})
+        found.missing_keys.extend(self._invented_statistics(checkpoint, weights))
         self.check(found, weights)
         return found
+
+    def _invented_statistics(self, checkpoint: Mapping, weights: Mapping) -> list[str]:
+        """
+        Means and variances of frozen norms that a checkpoint lacks, and that detectron2 silently
+        makes 0 and 1. That is right for networks of Caffe2, whose norms have none, unless they have
+        GroupNorm.
+        """
+        if checkpoint.get("matching_heuristics") and not any(map(_GROUP_NORM.search, weights)):
+            return []
+        return [
+            f"{path}.{name}"
+            for path, module in self.model.named_modules()
+            if isinstance(module, FrozenBatchNorm2d)
+            for name in ("running_mean", "running_var")
+            if f"{path}.{name}" not in weights
+        ]
 
 
 class _WholeCheckpointer(_Checkpointer):

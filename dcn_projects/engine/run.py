@@ -29,6 +29,7 @@ from .check_config import (
     check_preprocessing,
     check_training,
 )
+from .check_start import check_frozen
 from .config import read_config, renamed_in
 from .data_checks import check_data
 from .launcher import launch
@@ -139,7 +140,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     if resumed := checkpoint_to_resume(cfg, args):
         check_weights(resumed, told_by=os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
     else:
-        check_weights(cfg.MODEL.WEIGHTS)
+        check_weights(cfg.MODEL.WEIGHTS, to_start=not args.eval_only)
     check_data(cfg, () if args.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
 
 
@@ -172,7 +173,8 @@ def prepare(cfg: CfgNode, args: Namespace, trainer: type[Trainer]):
                 "overwritten. --resume would go on with it"
             )
         check_preprocessing(cfg)
-        load_to_start(training.model, cfg.MODEL.WEIGHTS)
+        at_random = load_to_start(training.model, cfg.MODEL.WEIGHTS)
+        check_frozen(cfg, training.checkpointer.model, at_random)
     return training.train
 
 

@@ -38,6 +38,23 @@ def test_missing():
         check_weights("nowhere.pth")
 
 
+@pytest.mark.parametrize("path", ["nowhere.pth", "detectron2://none/R-50.pkl"])
+def test_random_weights_are_advised_only_to_start_a_training(path, monkeypatch):
+    def fail(path):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(PathManager, "get_local_path", fail)
+    with pytest.raises(OSError) as error:
+        check_weights(path)
+    assert "random" not in str(error.value) and "''" not in str(error.value)
+    with pytest.raises(OSError) as error:
+        check_weights(path, to_start=True)
+    assert str(error.value).endswith(
+        ", or start from random weights: MODEL.WEIGHTS '' MODEL.RESNETS.NORM BN "
+        "MODEL.BACKBONE.FREEZE_AT 0."
+    )
+
+
 def write(path):
     content = {"model": {"x": torch.zeros(1000)}}
     torch.save(content, path) if path.suffix == ".pth" else path.write_bytes(pickle.dumps(content))

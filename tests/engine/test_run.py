@@ -96,6 +96,14 @@ MISTAKES = {
     ),
     "a key of other heads": ("MODEL.ROI_HEADS.FILL_BATCH True", ["FILL_BATCH", "MXNetROIHeads"]),
     "divergence": ("SOLVER.BASE_LR 1e30 SOLVER.MAX_ITER 3", ["diverged", "SOLVER.BASE_LR"]),
+    "frozen norms of random weights": (
+        "MODEL.RESNETS.NORM FrozenBN",
+        ["MODEL.WEIGHTS is ''", "frozen layers", "set MODEL.RESNETS.NORM BN"],
+    ),
+    "frozen stages of random weights": (
+        "MODEL.BACKBONE.FREEZE_AT 2",
+        ["MODEL.WEIGHTS is ''", "frozen layers", "set MODEL.BACKBONE.FREEZE_AT 0"],
+    ),
     "missing weights": ("MODEL.WEIGHTS nowhere/model.pth", ["MODEL.WEIGHTS", "nowhere/model.pth"]),
     "truncated weights": ("MODEL.WEIGHTS {truncated}", ["MODEL.WEIGHTS", "cut.pth", "cut off"]),
     "sigma": (GAUSSIAN + " MODEL.ROI_HEADS.SOFT_NMS_SIGMA -1.0", ["SOFT_NMS_SIGMA", "-1.0"]),
@@ -129,7 +137,10 @@ MISTAKES = {
 
 
 # All others are found before there are several processes.
-FOUND_LATER = {"depth", "patterns that match nothing", "divergence"}
+FOUND_LATER = {
+    *("depth", "patterns that match nothing", "divergence"),
+    *("frozen norms of random weights", "frozen stages of random weights"),
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -146,6 +157,16 @@ def test_augmentation_is_checked_in_evaluation_too(own_data, trained):
     options = [*options_for(own_data(), folder / "out"), "MODEL.WEIGHTS", str(weights)]
     options += ["TEST.AUG.ENABLED", "True", "MODEL.LOAD_PROPOSALS", "True"]
     check_message(error_of("--eval-only", *options), ["TEST.AUG", "LOAD_PROPOSALS"])
+
+
+def test_frozen_layers_are_loaded_from_weights(trained, own_data):
+    """Such a training starts, and is resumed although MODEL.WEIGHTS may be empty then."""
+    weights, folder = trained
+    options = [*options_for(own_data(), folder / "out"), "DATASETS.TEST", "()"]
+    options += ["MODEL.BACKBONE.FREEZE_AT", "2", "SOLVER.BASE_LR", "1e-5"]
+    words = [*options, "MODEL.WEIGHTS", str(weights), "SOLVER.MAX_ITER", "1"]
+    main(parse_arguments(["--config-file", CONFIG, *words]))
+    main(parse_arguments(["--config-file", CONFIG, "--resume", *options]))
 
 
 def test_resuming_at_another_rate(own_data, tmp_path):
