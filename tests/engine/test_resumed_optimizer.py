@@ -66,19 +66,31 @@ def test_old_names():
 
 
 def test_the_same_order_changes_nothing():
-    """Also with other groups, of which PyTorch says what does not fit."""
     before = make("xyz", slow="y")
     train(*before)
     saved, order = before[1].state_dict(), [name for name, _ in before[0].named_parameters()]
-    model, optimizer = make("xyz")
+    model, optimizer = make("xyz", slow="y", rate=0.01)
     assert in_own_order(saved, order, optimizer, model) is saved
 
 
-@pytest.mark.parametrize("names, slow", [("zyx", "xy"), ("zyxw", "y")])
+@pytest.mark.parametrize("names, slow", [("zyx", "xy"), ("xyz", ""), ("xyz", "xz")])
 def test_other_groups_are_refused(names, slow):
+    """Whether the order is the same or not."""
     before = make("xyz", slow="y")
     train(*before)
     saved, order = before[1].state_dict(), [name for name, _ in before[0].named_parameters()]
     model, optimizer = make(names, slow=slow)
-    with pytest.raises(ValueError, match="other groups of parameters"):
+    message = "other parameters share a learning rate .*SOLVER.LR_FACTORS, BIAS_LR_FACTOR"
+    with pytest.raises(ValueError, match=message):
+        in_own_order(saved, order, optimizer, model)
+
+
+@pytest.mark.parametrize("names", ["xy", "zy", "xyzw"])
+def test_other_parameters_are_refused(names):
+    before = make("xyz")
+    train(*before)
+    saved, order = before[1].state_dict(), [name for name, _ in before[0].named_parameters()]
+    model, optimizer = make(names)
+    message = f"training of 3 parameters, .* {len(names)} that are .*MODEL.BACKBONE.FREEZE_AT"
+    with pytest.raises(ValueError, match=message):
         in_own_order(saved, order, optimizer, model)

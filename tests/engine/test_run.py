@@ -159,6 +159,15 @@ def test_augmentation_is_checked_in_evaluation_too(own_data, trained):
     check_message(error_of("--eval-only", *options), ["TEST.AUG", "LOAD_PROPOSALS"])
 
 
+@pytest.fixture(scope="module")
+def once_trained(own_data, tmp_path_factory):
+    """The folder of a training of one iteration."""
+    folder = tmp_path_factory.mktemp("once")
+    options = [*options_for(own_data(), folder), "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1"]
+    main(parse_arguments(["--config-file", CONFIG, *options]))
+    return folder
+
+
 def test_frozen_layers_are_loaded_from_weights(trained, own_data):
     """Such a training starts, and is resumed although MODEL.WEIGHTS may be empty then."""
     weights, folder = trained
@@ -167,6 +176,21 @@ def test_frozen_layers_are_loaded_from_weights(trained, own_data):
     words = [*options, "MODEL.WEIGHTS", str(weights), "SOLVER.MAX_ITER", "1"]
     main(parse_arguments(["--config-file", CONFIG, *words]))
     main(parse_arguments(["--config-file", CONFIG, "--resume", *options]))
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ("MODEL.BACKBONE.FREEZE_AT 2", "54 that are trained. Make MODEL.BACKBONE.FREEZE_AT"),
+        ("MODEL.RESNETS.NORM FrozenBN", "35 that are trained. Make MODEL.BACKBONE.FREEZE_AT and "),
+        ("SOLVER.LR_FACTORS [('res5',0.1)]", "Make SOLVER.LR_FACTORS,"),
+        ("SOLVER.BIAS_LR_FACTOR 2.0", "Make SOLVER.LR_FACTORS, BIAS_LR_FACTOR,"),
+    ],
+)
+def test_resuming_with_other_parameters(change, named, once_trained, own_data):
+    """A frozen norm has the names of another one, so that the checkpoint is loaded."""
+    options = options_for(own_data(), once_trained)
+    check_message(error_of("--resume", *options, *change.split()), [named, "without --resume"])
 
 
 def test_resuming_at_another_rate(own_data, tmp_path):
