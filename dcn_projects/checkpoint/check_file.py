@@ -5,6 +5,8 @@ import zipfile
 
 from detectron2.utils.file_io import PathManager
 
+from .other_files import other_than_weights
+
 __all__ = ["check_weights"]
 
 # What is frozen in most models has to be trained then.
@@ -49,6 +51,8 @@ def check_weights(path: str, told_by: str = "MODEL.WEIGHTS", to_start: bool = Fa
 def _damage(path: str) -> str:
     """What is wrong with a file of weights, as far as its ends tell; '' if nothing is."""
     try:
+        if other := other_than_weights(path):
+            return other
         if original := _original(path):
             return f"is of {original}: convert it, see tools/convert_weights.py"
     except zipfile.BadZipFile:

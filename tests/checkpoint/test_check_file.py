@@ -55,6 +55,46 @@ def test_random_weights_are_advised_only_to_start_a_training(path, monkeypatch):
     )
 
 
+def torch_script(model, path):
+    torch.jit.script(model).save(path)
+
+
+def traced(model, path):
+    torch.jit.trace(model, torch.zeros(1, 2)).save(path)
+
+
+def exported(model, path):
+    torch.export.save(torch.export.export(model, (torch.zeros(1, 2),)), path)
+
+
+def safetensors(model, path):
+    header = b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+def onnx(model, path):
+    path.write_bytes(b"\x08\x0a")
+
+
+PROGRAMS = {
+    "a.pth": (torch_script, "a TorchScript program, not weights: save the state_dict"),
+    "b.pt": (traced, "a TorchScript program, not weights: save the state_dict"),
+    "c.pt2": (exported, "a program of torch.export, not weights: save the state_dict"),
+    "d.safetensors": (safetensors, "of safetensors: read it with that package"),
+    "e.onnx": (onnx, "an ONNX graph, not weights: save the state_dict"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_and_other_formats(name, tmp_path):
+    make, what = PROGRAMS[name]
+    make(torch.nn.Sequential(torch.nn.Linear(2, 2)), tmp_path / name)
+    with pytest.raises(OSError, match=f"^MODEL.WEIGHTS: .*/{name} is {what}") as error:
+        check_weights(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
 def write(path):
     content = {"model": {"x": torch.zeros(1000)}}
     torch.save(content, path) if path.suffix == ".pth" else path.write_bytes(pickle.dumps(content))
