@@ -15,6 +15,9 @@ from .maskrcnn_benchmark import TREB1EN, convert_maskrcnn_benchmark
 from .mxnet import ModelOptions, convert_mxnet
 from .mxnet_params import MAGIC, read_params
 from .original_settings import anchor_order, check_pixels, check_stride, differences, heads_settings
+from .origins import DETECTRON2, MASKRCNN_BENCHMARK, origin_of
+from .other_files import other_than_weights
+from .parameter_names import first_names
 from .pth import read_pth
 from .tensorpack import convert_tensorpack, read_npz
 
@@ -69,14 +72,9 @@ def _convert_tensorpack(
     return Conversion(f"tensorpack {network}", params, settings)
 
 
-def _convert_maskrcnn_benchmark(path, cfg: CfgNode, shapes, training_only) -> Conversion:
+def _convert_maskrcnn_benchmark(arrays, cfg: CfgNode, shapes, training_only) -> Conversion:
     mean = [122.7717, 115.9465, 102.9801]
     check_pixels(cfg, mean, (1.0, 1.0, 1.0))
-    arrays = read_pth(path)
-    if not any(name.startswith("backbone.body.") for name in arrays):
-        raise ValueError(
-            "it has no backbone of maskrcnn-benchmark (a checkpoint of detectron2 is used as it is)"
-        )
     # Caffe's ResNets have frozen norms and no groups; those with either came later.
     is_frozen = any(name.endswith("stem.bn1.running_var") for name in arrays)
     check_stride(cfg, in_1x1=is_frozen and cfg.MODEL.RESNETS.NUM_GROUPS == 1)
@@ -94,29 +92,50 @@ def _convert_maskrcnn_benchmark(path, cfg: CfgNode, shapes, training_only) -> Co
     return Conversion(network, params, settings)
 
 
+_OF_PTH = {MASKRCNN_BENCHMARK: _convert_maskrcnn_benchmark}
+_AS_IT_IS = "it is a checkpoint of detectron2, which is used as it is: give it as MODEL.WEIGHTS"
+
+
+def _origin_of_pth(arrays: Mapping[str, np.ndarray]) -> str:
+    origin = origin_of(arrays)
+    if origin == DETECTRON2:
+        raise ValueError(_AS_IT_IS)
+    if origin not in _OF_PTH:
+        named = ", ".join(first_names(list(arrays), 3)) or "no arrays"
+        raise ValueError(
+            f"{f'weights of {origin}' if origin else 'such names'} cannot be converted, expected "
+            f"those of {', '.join(_OF_PTH)}: it has {named}"
+        )
+    return origin
+
+
 def _source_kind(path: Path) -> str:
-    """ "MXNet", "tensorpack" or "maskrcnn-benchmark", by the content of the file."""
+    """ "MXNet", "tensorpack" or "PyTorch", by the content of the file."""
+    try:
+        if other := other_than_weights(path):
+            raise ValueError(f"the file {other}")
+    except zipfile.BadZipFile as e:
+        raise ValueError(f"the file is damaged ({e})") from None
     with open(path, "rb") as file:
         start = file.read(8)
     if start == struct.pack("<Q", MAGIC):
         return "MXNet"
     if zipfile.is_zipfile(path):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except zipfile.BadZipFile as e:
-            raise ValueError(f"the file is damaged ({e})") from None
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
         if any(name.endswith(".npy") for name in names):
             return "tensorpack"
         if any(name.endswith("/data.pkl") for name in names):
-            return "maskrcnn-benchmark"
+            return "PyTorch"
     elif start.startswith(b"PK"):
         raise ValueError("the file is cut off")
+    elif path.suffix == ".pkl":
+        raise ValueError(_AS_IT_IS)
     elif start.startswith(b"\x80\x02"):  # a bare pickle, as torch < 1.6 wrote
-        return "maskrcnn-benchmark"
+        return "PyTorch"
     raise ValueError(
         "unknown kind of weights, expected a .params of MXNet, an .npz of tensorpack, or a .pth of "
-        "maskrcnn-benchmark"
+        f"{', '.join(_OF_PTH)}"
     )
 
 
@@ -161,6 +180,9 @@ def convert_weights(
         raise ValueError(f"{output} is the source itself")
     try:
         kind = _source_kind(source)
+        if kind == "PyTorch":
+            arrays = read_pth(source)
+            kind = _origin_of_pth(arrays)
         for option, given, of in (
             ("--normalized-boxes", boxes_normalized, "MXNet"),
             ("--legacy-anchors", legacy_anchors, "tensorpack"),
@@ -172,7 +194,7 @@ def convert_weights(
         elif kind == "tensorpack":
             converted = _convert_tensorpack(source, cfg, shapes, training_only, legacy_anchors)
         else:
-            converted = _convert_maskrcnn_benchmark(source, cfg, shapes, training_only)
+            converted = _OF_PTH[kind](arrays, cfg, shapes, training_only)
     except ValueError as e:
         raise ValueError(str(e) if str(source) in str(e) else f"{source}: {e}") from None
     _write(output, converted.params)

@@ -1,7 +1,7 @@
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import FrozenBatchNorm2d
@@ -9,6 +9,7 @@ from torch import nn
 
 from dcn_projects.errors import one_line
 
+from .origins import DETECTRON2, origin_of
 from .parameter_names import differing_stages, first_names
 from .pth import unread
 from .training_only import is_counter, training_only_entries, training_only_names
@@ -86,7 +87,7 @@ class _WholeCheckpointer(_Checkpointer):
         if lists:
             raise ValueError(
                 f"it is of another model than the config: {'; '.join(lists)}. "
-                "Give the config that it was trained with"
+                + _advice(weights, "Give the config that it was trained with")
             )
 
 
@@ -129,9 +130,15 @@ class _StartCheckpointer(_Checkpointer):
         )
         return (
             f"{what} of its {len(in_file)} arrays fit the model, which would start at random: "
-            f"{named}. Give weights of this model or of its backbone; tools/convert_weights.py "
-            "makes them of files of other projects"
+            f"{named}. {_advice(in_file, 'Give weights of this model or of its backbone')}"
         )
+
+
+def _advice(in_file: Iterable[str], otherwise: str) -> str:
+    origin = origin_of(in_file)
+    if origin in ("", DETECTRON2):
+        return otherwise
+    return f"The file is of {origin}: convert it, see tools/convert_weights.py"
 
 
 def load_trained(model: nn.Module, path: str) -> dict:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from .parameter_names import first_names
-from .wrapped_names import weights_in
+from .wrapped_names import plain_name, weights_in
 
 __all__ = ["config_in_pth", "read_pth", "unread"]
 
@@ -26,8 +26,8 @@ def unread(error: pickle.UnpicklingError) -> str:
 
 def read_pth(path: str | PathLike) -> dict[str, np.ndarray]:
     """
-    Read the weights of a checkpoint of PyTorch, without optimizer and schedule, and without the
-    `module.` of data-parallel training.
+    Read the weights of a checkpoint of PyTorch, without optimizer and schedule, and without what
+    programs that wrap a model put into the names, such as the `module.` of data-parallel training.
 
     Returns:
         dict: name -> array
@@ -43,7 +43,7 @@ def read_pth(path: str | PathLike) -> dict[str, np.ndarray]:
     if others:
         named = ", ".join(first_names(others, 5))
         raise ValueError(f"{path}: these are no dense tensors of numbers: {named}")
-    arrays = {_plain(str(name)): t.detach().numpy() for name, t in state.items()}
+    arrays = {plain_name(str(name)): t.detach().numpy() for name, t in state.items()}
     if len(arrays) != len(state):
         raise ValueError(f"{path}: it has tensors of the same name, with and without module.")
     return arrays
@@ -66,12 +66,6 @@ def _read(path: str | PathLike):
         except Exception as e:  # a damaged pickle can raise anything
             reason = (str(e) or type(e).__name__).splitlines()[0]
             raise ValueError(f"{path}: it is cut off or damaged ({reason})") from None
-
-
-def _plain(name: str) -> str:
-    while (shorter := name.removeprefix("module.").removeprefix("_orig_mod.")) != name:
-        name = shorter
-    return name
 
 
 def _is_array(value) -> bool:

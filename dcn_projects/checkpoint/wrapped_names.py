@@ -5,7 +5,7 @@ Lightning and mmcv keep the weights below keys of their own, and put words befor
 
 from collections.abc import Collection, Iterable, Mapping
 
-__all__ = ["unwrapped", "unwrapped_names", "weights_in"]
+__all__ = ["plain_name", "unwrapped", "unwrapped_names", "weights_in"]
 
 # Where programs keep the weights, the first one that is there counts.
 _KEYS = (
@@ -92,12 +92,12 @@ def unwrapped_names(names: Iterable[str], own: Collection[str]) -> dict[str, str
         ValueError: if the file has a parameter of the model twice, with different words
     """
     names = list(names)
-    by_plain = {_plain(name): name for name in own}
+    by_plain = {plain_name(name): name for name in own}
     if len(by_plain) < len(own):
         return {}  # the model itself tells parameters apart by such words
     renamed = {}
     for name in names:
-        plain = _plain(name)
+        plain = plain_name(name)
         target = by_plain.get(plain, plain)
         if name not in own and target != name:
             renamed[name] = target
@@ -114,11 +114,14 @@ def unwrapped_names(names: Iterable[str], own: Collection[str]) -> dict[str, str
     # What is also there without the words is not needed twice.
     there = set(names)
     renamed = {name: target for name, target in renamed.items() if target not in there}
-    counters = [n for n in names if _plain(n) in _COUNTERS and by_plain.get(_plain(n)) is None]
+    counters = [
+        n for n in names if plain_name(n) in _COUNTERS and by_plain.get(plain_name(n)) is None
+    ]
     return renamed | dict.fromkeys(counters)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """The name of a parameter without the words that programs put before it, or between."""
     words = [word for word in name.split(".") if word not in _ANYWHERE]
     while len(words) > 1 and words[0] in _IN_FRONT:
         del words[0]

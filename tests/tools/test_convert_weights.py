@@ -192,7 +192,8 @@ def test_kinds_of_files(run_tool, tmp_path):
     (tmp_path / "a.npz").rename(source)
     assert run_tool(*arguments)[0] == 0
     output.unlink()
-    torch.save({"model": {}}, source, _use_new_zipfile_serialization=False)
+    state = {"backbone.body.stem.conv1.weight": torch.zeros(1)}
+    torch.save({"model": state}, source, _use_new_zipfile_serialization=False)
     assert "MODEL.PIXEL_STD" in run_tool(*arguments)[0]  # as for maskrcnn-benchmark
     with zipfile.ZipFile(source, "w") as archive:
         archive.writestr("readme.txt", "")
@@ -206,6 +207,45 @@ def test_kinds_of_files(run_tool, tmp_path):
     code, _ = run_tool(*arguments)
     assert code.startswith(f"error: {source}: the file is damaged (Bad magic number")
     assert not output.exists()
+
+
+NAMES = {
+    "a checkpoint of detectron2, which is used as it is: give it as MODEL.WEIGHTS": (
+        ["backbone.bottom_up.stem.conv1.weight", "roi_heads.box_head.fc1.weight"],
+        ["module.backbone.res2.0.conv2_offset.weight"],
+        ["proposal_generator.rpn_head.conv.weight"],
+    ),
+    "such names cannot be converted, expected those of maskrcnn-benchmark": (
+        ["transformer.encoder.layers.0.linear1.weight", "query_embed.weight"],
+        ["model.0.conv.weight"],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "names, message", [(names, message) for message, lists in NAMES.items() for names in lists]
+)
+def test_names_tell_the_origin(names, message, run_tool, tmp_path):
+    """Before the pixels are compared with those of another origin."""
+    torch.save({"model": {name: torch.zeros(1) for name in names}}, tmp_path / "a.pth")
+    arguments = [tmp_path / "a.pth", tmp_path / "b.pkl", "--config-file", GN_CONFIG]
+    code, _ = run_tool(*arguments)
+    assert message in code and "PIXEL" not in code and "\n" not in code
+    if names and "such" in message:
+        assert f"it has {names[0].removeprefix('model.')}" in code
+
+
+def test_files_that_are_not_converted(run_tool, tmp_path):
+    """A .pkl of the model zoo, which is used as it is, and programs."""
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {}, "__author__": "Detectron2"}))
+    code, _ = run_tool(tmp_path / "a.pkl", tmp_path / "b.pkl", "--config-file", GN_CONFIG)
+    assert code.endswith(
+        "a.pkl: it is a checkpoint of detectron2, which is used as it is: give it as MODEL.WEIGHTS"
+    )
+    torch.jit.trace(torch.nn.Linear(1, 1), torch.zeros(1, 1)).save(tmp_path / "a.pth")
+    code, _ = run_tool(tmp_path / "a.pth", tmp_path / "b.pkl", "--config-file", GN_CONFIG)
+    assert "a.pth: the file is a TorchScript program, not weights: save the state_dict()" in code
 
 
 def test_equal_runs_write_equal_bytes(run_tool, source, tmp_path):
