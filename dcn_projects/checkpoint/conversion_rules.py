@@ -13,6 +13,7 @@ __all__ = [
     "background_last",
     "expected_parameters",
     "foreground_boxes",
+    "rename_resnet_layer",
     "reorder_anchors",
     "resnet_prefixes",
 ]
@@ -50,6 +51,32 @@ def resnet_prefixes(names: Iterable[str]) -> tuple[str, str]:
     backbone = "backbone.bottom_up." if is_fpn else "backbone."
     is_c4 = any(name.startswith("roi_heads.res5.") for name in names)
     return backbone, "roi_heads." if is_c4 else backbone
+
+
+_OF_BLOCK = {
+    **{f"conv{i}": f"conv{i}" for i in (1, 2, 3)},
+    **{f"bn{i}": f"conv{i}.norm" for i in (1, 2, 3)},
+    "downsample.0": "shortcut",
+    "downsample.1": "shortcut.norm",
+    "conv2.conv_offset": "conv2.conv_offset",
+    "conv2_offset": "conv2.conv_offset",
+}
+
+
+def rename_resnet_layer(layer: str) -> str:
+    """
+    Args:
+        layer: of a ResNet of torchvision, or of mmdetection, whose deformable convolutions have a
+            layer for their offsets: conv1, bn1, layer1.0.conv1, ...
+    Returns:
+        str: the name in detectron2's ResNet, or '' if it is none of them
+    """
+    if layer in ("conv1", "bn1"):
+        return f"stem.{_OF_BLOCK[layer]}"
+    match = re.fullmatch(r"layer([1-4])\.(\d+)\.(.+)", layer)
+    if match is None or match[3] not in _OF_BLOCK:
+        return ""
+    return f"res{int(match[1]) + 1}.{match[2]}.{_OF_BLOCK[match[3]]}"
 
 
 def expected_parameters(

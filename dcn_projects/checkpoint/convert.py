@@ -15,15 +15,24 @@ from .maskrcnn_benchmark import TREB1EN, convert_maskrcnn_benchmark
 from .mxnet import ModelOptions, convert_mxnet
 from .mxnet_params import MAGIC, read_params
 from .original_settings import anchor_order, check_pixels, check_stride, differences, heads_settings
-from .origins import DETECTRON2, MASKRCNN_BENCHMARK, origin_of
+from .origins import (
+    DETECTRON2,
+    MASKRCNN_BENCHMARK,
+    TORCHVISION,
+    TORCHVISION_CLASSIFIER,
+    origin_of,
+)
 from .other_files import other_than_weights
 from .parameter_names import first_names
 from .pth import read_pth
 from .tensorpack import convert_tensorpack, read_npz
+from .torchvision import convert_torchvision, convert_torchvision_classifier
 
 __all__ = ["convert_weights"]
 
 _AUTHOR = "dcn_projects"
+# Mean and deviation of the pixels of ImageNet, RGB, as tensorpack and torchvision have them.
+_IMAGENET_PIXELS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Conversion(NamedTuple):
@@ -59,7 +68,7 @@ def _convert_mxnet(path, cfg: CfgNode, shapes, training_only, boxes_normalized: 
 def _convert_tensorpack(
     path, cfg: CfgNode, shapes, training_only, legacy_anchors: bool
 ) -> Conversion:
-    check_pixels(cfg, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    check_pixels(cfg, *_IMAGENET_PIXELS)
     check_stride(cfg, in_1x1=False)
     network, params = convert_tensorpack(
         read_npz(path),
@@ -92,7 +101,36 @@ def _convert_maskrcnn_benchmark(arrays, cfg: CfgNode, shapes, training_only) -> 
     return Conversion(network, params, settings)
 
 
-_OF_PTH = {MASKRCNN_BENCHMARK: _convert_maskrcnn_benchmark}
+def _convert_torchvision(arrays, cfg: CfgNode, shapes, training_only) -> Conversion:
+    check_pixels(cfg, *_IMAGENET_PIXELS)
+    check_stride(cfg, in_1x1=False)
+    network, params = convert_torchvision(
+        arrays,
+        shapes,
+        cfg.INPUT.FORMAT == "BGR",
+        anchor_order(cfg, ratio_first=True),
+        training_only,
+    )
+    settings = heads_settings(
+        cfg, "ROIAlign", legacy_anchors=False, anchors="TorchvisionAnchorGenerator"
+    )
+    return Conversion(network, params, settings)
+
+
+def _convert_torchvision_classifier(arrays, cfg: CfgNode, shapes, training_only) -> Conversion:
+    check_pixels(cfg, *_IMAGENET_PIXELS)
+    check_stride(cfg, in_1x1=False)
+    params = convert_torchvision_classifier(
+        arrays, shapes, cfg.INPUT.FORMAT == "BGR", training_only
+    )
+    return Conversion("torchvision ImageNet classifier", params, {})
+
+
+_OF_PTH = {
+    MASKRCNN_BENCHMARK: _convert_maskrcnn_benchmark,
+    TORCHVISION: _convert_torchvision,
+    TORCHVISION_CLASSIFIER: _convert_torchvision_classifier,
+}
 _AS_IT_IS = "it is a checkpoint of detectron2, which is used as it is: give it as MODEL.WEIGHTS"
 
 
@@ -154,7 +192,8 @@ def convert_weights(
 
     Args:
         source: a `.params` file of MXNet or an `.npz` of tensorpack: a detector, or the classifier
-            that it starts from; or a `.pth` of maskrcnn-benchmark or of code that is built on it
+            that it starts from; or a `.pth` of maskrcnn-benchmark, of code that is built on it, or of
+            torchvision
         output: `.pkl` or `.pth`; its folder is made if there is none
         cfg: config of the model
         shapes: name -> shape of every parameter and buffer of the model

@@ -18,7 +18,9 @@ __all__ = [
 ]
 
 _ANCHORS = "MODEL.ANCHOR_GENERATOR.NAME"
-_RATIO_FIRST = "PyFasterRCNNAnchorGenerator"  # which orders them by ratio, then by size
+_LEGACY = "PyFasterRCNNAnchorGenerator"
+# Which order them by ratio, then by size.
+_RATIO_FIRST = (_LEGACY, "TorchvisionAnchorGenerator")
 
 
 def check_pixels(cfg: CfgNode, mean, std) -> None:
@@ -69,7 +71,7 @@ def anchor_order(cfg: CfgNode, ratio_first: bool) -> list[int]:
     sizes, ratios = len(keys.SIZES[0]), len(keys.ASPECT_RATIOS[0])
     by_size = np.arange(sizes * ratios).reshape(sizes, ratios)  # [size, ratio] -> number
     source = np.arange(sizes * ratios).reshape(ratios, sizes).T if ratio_first else by_size
-    is_ratio_first = current_value(_ANCHORS, keys.NAME) == _RATIO_FIRST
+    is_ratio_first = current_value(_ANCHORS, keys.NAME) in _RATIO_FIRST
     return (source.T if is_ratio_first else source).flatten().tolist()
 
 
@@ -84,16 +86,24 @@ def reorders_anchors(cfg: CfgNode, settings: Mapping[str, object]) -> bool:
     return anchor_order(changed, ratio_first=True) != anchor_order(cfg, ratio_first=True)
 
 
-def heads_settings(cfg: CfgNode, pooler: str, legacy_anchors: bool) -> dict[str, object]:
+def heads_settings(
+    cfg: CfgNode,
+    pooler: str,
+    legacy_anchors: bool,
+    anchors: str = "DefaultAnchorGenerator",
+    sampling_ratio: int = 2,
+) -> dict[str, object]:
     """
-    Of Mask R-CNN with two samples per side of a bin, by full key, as far as `cfg` uses them.
+    Of Mask R-CNN, by full key, as far as `cfg` uses them.
 
     Args:
         pooler: "ROIAlign" or "ROIAlignV2"
         legacy_anchors: those of py-faster-rcnn, with whole-numbered sides
+        anchors: the generator, where they are not
+        sampling_ratio: samples per side of a bin; 0 for as many as its size asks for
     """
     settings = {
-        _ANCHORS: _RATIO_FIRST if legacy_anchors else "DefaultAnchorGenerator",
+        _ANCHORS: _LEGACY if legacy_anchors else anchors,
         "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5 if legacy_anchors else 0.0,
         "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": (10.0, 10.0, 5.0, 5.0),
     }
@@ -103,7 +113,7 @@ def heads_settings(cfg: CfgNode, pooler: str, legacy_anchors: bool) -> dict[str,
     for head in heads:
         if cfg.MODEL[head].POOLER_TYPE.startswith("ROIAlign"):
             settings[f"MODEL.{head}.POOLER_TYPE"] = pooler
-            settings[f"MODEL.{head}.POOLER_SAMPLING_RATIO"] = 2
+            settings[f"MODEL.{head}.POOLER_SAMPLING_RATIO"] = sampling_ratio
     return settings
 
 

@@ -1,4 +1,8 @@
-from .anchor_generator import MXNetAnchorGenerator, PyFasterRCNNAnchorGenerator
+from .anchor_generator import (
+    MXNetAnchorGenerator,
+    PyFasterRCNNAnchorGenerator,
+    TorchvisionAnchorGenerator,
+)
 from .backbone import (
     DeformBottleneckBlock,
     build_deform_resnet_backbone,
@@ -70,6 +74,7 @@ __all__ = [
     "SemSegTTA",
     "TensorpackBoxHead",
     "TensorpackMaskHead",
+    "TorchvisionAnchorGenerator",
     "build_deform_resnet_backbone",
     "build_deform_resnet_fpn_backbone",
     "build_deform_retinanet_resnet_fpn_backbone",

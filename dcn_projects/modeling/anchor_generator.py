@@ -4,8 +4,13 @@ from detectron2.modeling.anchor_generator import (
     BufferList,
     DefaultAnchorGenerator,
 )
+from detectron2.structures import Boxes
 
-__all__ = ["MXNetAnchorGenerator", "PyFasterRCNNAnchorGenerator"]
+__all__ = [
+    "MXNetAnchorGenerator",
+    "PyFasterRCNNAnchorGenerator",
+    "TorchvisionAnchorGenerator",
+]
 
 
 @ANCHOR_GENERATOR_REGISTRY.register()
@@ -44,3 +49,39 @@ class PyFasterRCNNAnchorGenerator(DefaultAnchorGenerator):
 @ANCHOR_GENERATOR_REGISTRY.register()
 class MXNetAnchorGenerator(PyFasterRCNNAnchorGenerator):
     """The older name of PyFasterRCNNAnchorGenerator, in configs of 0.1."""
+
+
+@ANCHOR_GENERATOR_REGISTRY.register()
+class TorchvisionAnchorGenerator(PyFasterRCNNAnchorGenerator):
+    """
+    Anchors of torchvision: those of detectron2, with corners that are rounded to whole pixels
+    (46x22, 32x32 and 22x46 for size 32), ordered by ratio first. The distance of the cells is the
+    size of the padded image over the number of cells, rounded down: not 64 but 61 pixels where 800
+    pixels have 13 cells of P6. Its models have MODEL.ANCHOR_GENERATOR.OFFSET 0.
+    """
+
+    def generate_cell_anchors(self, sizes, aspect_ratios, stride: int) -> torch.Tensor:
+        """As `PyFasterRCNNAnchorGenerator`, whatever the stride."""
+        roots = torch.tensor(aspect_ratios, dtype=torch.float32).sqrt()
+        sizes = torch.tensor(sizes, dtype=torch.float32)
+        x, y = (0.5 * torch.outer(part, sizes).flatten() for part in (1 / roots, roots))
+        return torch.stack((-x, -y, x, y), dim=1).round()
+
+    def forward(self, features: list[torch.Tensor]) -> list[Boxes]:
+        """
+        Args:
+            features: (N, C, H, W) of each level; the stride of the first divides the padded image
+        Returns:
+            list[Boxes]: (H * W * A, 4) of each level
+        """
+        size = [cells * self.strides[0] for cells in features[0].shape[-2:]]
+        anchors = []
+        for feature, cell_anchors in zip(features, self.cell_anchors):
+            y, x = (
+                torch.arange(cells, device=feature.device) * (pixels // cells)
+                for cells, pixels in zip(feature.shape[-2:], size)
+            )
+            y, x = torch.meshgrid(y, x, indexing="ij")
+            shifts = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+            anchors.append(Boxes((shifts + cell_anchors).reshape(-1, 4)))
+        return anchors
