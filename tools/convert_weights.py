@@ -13,6 +13,7 @@ The kind of the weights is found in the file:
     tensorpack, .npz            Faster, Mask and Cascade R-CNN, and the ImageNet classifiers
     maskrcnn-benchmark, .pth    Faster and Mask R-CNN; also Dynamic R-CNN, and TreB1eN's DCNv2
     torchvision, .pth           Faster and Mask R-CNN, and the ImageNet classifiers
+    mmdetection, .pth           Faster and Mask R-CNN with DCN and DCNv2; also Dynamic R-CNN
 
 Where arrays are unknown, missing or misshapen, some of them are named, and nothing is written.
 """

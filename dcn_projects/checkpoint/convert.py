@@ -12,19 +12,21 @@ import torch
 from detectron2.config import CfgNode
 
 from .maskrcnn_benchmark import TREB1EN, convert_maskrcnn_benchmark
+from .mmdetection import convert_mmdetection, style_in_config
 from .mxnet import ModelOptions, convert_mxnet
 from .mxnet_params import MAGIC, read_params
 from .original_settings import anchor_order, check_pixels, check_stride, differences, heads_settings
 from .origins import (
     DETECTRON2,
     MASKRCNN_BENCHMARK,
+    MMDETECTION,
     TORCHVISION,
     TORCHVISION_CLASSIFIER,
     origin_of,
 )
 from .other_files import other_than_weights
 from .parameter_names import first_names
-from .pth import read_pth
+from .pth import config_in_pth, read_pth
 from .tensorpack import convert_tensorpack, read_npz
 from .torchvision import convert_torchvision, convert_torchvision_classifier
 
@@ -126,10 +128,35 @@ def _convert_torchvision_classifier(arrays, cfg: CfgNode, shapes, training_only)
     return Conversion("torchvision ImageNet classifier", params, {})
 
 
+def _convert_mmdetection(arrays, cfg: CfgNode, shapes, training_only, config: str) -> Conversion:
+    told = style_in_config(config)
+    style = told or ("caffe" if cfg.MODEL.RESNETS.STRIDE_IN_1X1 else "pytorch")
+    mean, std = _IMAGENET_PIXELS
+    check_pixels(cfg, mean, std if style == "pytorch" else (1.0, 1.0, 1.0))
+    check_stride(cfg, in_1x1=style == "caffe")
+    reads_bgr = style == "caffe"
+    params = convert_mmdetection(
+        arrays,
+        shapes,
+        reads_bgr != (cfg.INPUT.FORMAT == "BGR"),
+        anchor_order(cfg, ratio_first=True),
+        training_only,
+    )
+    settings = heads_settings(cfg, "ROIAlignV2", legacy_anchors=False, sampling_ratio=0)
+    if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
+        settings["MODEL.RESNETS.DEFORM_LEGACY_BORDER"] = False
+        settings["MODEL.RESNETS.DEFORM_MASK_SCALE"] = 1.0
+    network = f"mmdetection detector, style {style}"
+    if not told:
+        network += " as in the config, since the file does not tell"
+    return Conversion(network, params, settings)
+
+
 _OF_PTH = {
     MASKRCNN_BENCHMARK: _convert_maskrcnn_benchmark,
     TORCHVISION: _convert_torchvision,
     TORCHVISION_CLASSIFIER: _convert_torchvision_classifier,
+    MMDETECTION: _convert_mmdetection,
 }
 _AS_IT_IS = "it is a checkpoint of detectron2, which is used as it is: give it as MODEL.WEIGHTS"
 
@@ -192,8 +219,8 @@ def convert_weights(
 
     Args:
         source: a `.params` file of MXNet or an `.npz` of tensorpack: a detector, or the classifier
-            that it starts from; or a `.pth` of maskrcnn-benchmark, of code that is built on it, or of
-            torchvision
+            that it starts from; or a `.pth` of maskrcnn-benchmark or of code that is built on it,
+            of torchvision, or of mmdetection
         output: `.pkl` or `.pth`; its folder is made if there is none
         cfg: config of the model
         shapes: name -> shape of every parameter and buffer of the model
@@ -233,7 +260,8 @@ def convert_weights(
         elif kind == "tensorpack":
             converted = _convert_tensorpack(source, cfg, shapes, training_only, legacy_anchors)
         else:
-            converted = _OF_PTH[kind](arrays, cfg, shapes, training_only)
+            more = [config_in_pth(source)] if kind == MMDETECTION else []
+            converted = _OF_PTH[kind](arrays, cfg, shapes, training_only, *more)
     except ValueError as e:
         raise ValueError(str(e) if str(source) in str(e) else f"{source}: {e}") from None
     _write(output, converted.params)
