@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import library  # noqa: F401  loads the operators
+from .autocast import autocast_dtype
 from .checks import check_deform_conv, check_grad
+from .norm_activation import NormAndActivation
 from .pair import IntPair, pair
 from .self_test import SelfTest, moved
 from .transforms import folded, one_by_one, refuse_tangents, register_autograd, register_vmap
@@ -21,7 +23,6 @@ def deform_conv(
     padding: IntPair = 0,
     dilation: IntPair = 1,
     mask: Tensor | None = None,
-    *,
     legacy_border: bool = False,
 ) -> Tensor:
     """
@@ -58,17 +59,16 @@ def deform_conv(
         RuntimeError: if shapes, dtypes or devices do not fit; on a second or forward-mode
             derivative
     """
-    refuse_tangents("deform_conv", input, offset, weight, mask, bias)
-    device_type = input.device.type
-    # Autocast leaves float64 alone.
-    is_cast = input.dtype != torch.float64 and device_type in ("cpu", "cuda")
-    if is_cast and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
+    if not torch.jit.is_scripting():
+        refuse_tangents("deform_conv", input, offset, weight, mask, bias)
+    dtype = autocast_dtype(input)
+    if dtype is not None and input.dtype != torch.float64:  # which autocast leaves alone
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
         # An earlier layer may have run in the other precision.
         offset = offset if offset.dtype == dtype else offset.float()
-        mask = mask if mask is None or mask.dtype == dtype else mask.float()
+        if mask is not None and mask.dtype != dtype:
+            mask = mask.float()
     return torch.ops.dcn_projects.deform_conv(
         input,
         offset,
@@ -185,7 +185,7 @@ def check_convolution(
         )
 
 
-class DeformConv(nn.Module):
+class DeformConv(NormAndActivation, nn.Module):
     """
     Deformable convolution (DCNv1) whose offsets come from outside, with the arguments and parameter
     names of `detectron2.layers.DeformConv`.
@@ -265,13 +265,9 @@ class DeformConv(nn.Module):
             self.padding,
             self.dilation,
             mask,
-            legacy_border=self.legacy_border,
+            self.legacy_border,
         )
-        if self.norm is not None:
-            x = self.norm(x)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
+        return self._norm_and_activate(x)
 
     def extra_repr(self) -> str:
         text = (

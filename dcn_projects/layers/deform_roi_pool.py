@@ -3,6 +3,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import library  # noqa: F401  loads the operators
+from .autocast import autocast_dtype
 from .checks import check_deform_roi_pool, check_grad
 from .pair import IntPair, pair
 from .self_test import SelfTest, moved
@@ -64,11 +65,11 @@ def deform_roi_pool(
             derivative; on the CPU also if an image index is not one of the batch. On CUDA such a
             RoI gives 0, as a look at the index would stop the host
     """
-    refuse_tangents("deform_roi_pool", input, rois, offset)
-    device_type = input.device.type
-    if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
+    if not torch.jit.is_scripting():
+        refuse_tangents("deform_roi_pool", input, rois, offset)
+    if offset is not None and offset.dtype != input.dtype and autocast_dtype(input) is not None:
         # The layer that predicts the offsets may have run in the other precision.
-        offset = offset if offset is None or offset.dtype == input.dtype else offset.float()
+        offset = offset.float()
     pooled = torch.ops.dcn_projects.deform_roi_pool(
         input,
         rois,
@@ -83,11 +84,11 @@ def deform_roi_pool(
 
 
 def _modulate(pooled: Tensor, mask: Tensor) -> Tensor:
-    R, D, *size = pooled.shape
+    R, D, height, width = pooled.shape
     fits = mask.dim() == 4 and mask.shape[0] == R and mask.shape[2:] == pooled.shape[2:]
-    if not fits or mask.shape[1] == 0 or D % mask.shape[1]:
+    if not fits or mask.shape[1] == 0 or D % mask.shape[1] != 0:
         raise RuntimeError(
-            f"deform_roi_pool: mask must be ({R}, m, {size[0]}, {size[1]}), where m divides the "
+            f"deform_roi_pool: mask must be ({R}, m, {height}, {width}), where m divides the "
             f"{D} output channels; got {list(mask.shape)}"
         )
     if not mask.is_floating_point() or mask.device != pooled.device:
@@ -96,8 +97,8 @@ def _modulate(pooled: Tensor, mask: Tensor) -> Tensor:
             f"got {mask.dtype} on {mask.device}"
         )
     m = mask.shape[1]
-    product = pooled.view(R, m, D // m, *size) * mask[:, :, None]
-    return product.view(R, D, *size).to(pooled.dtype)
+    product = pooled.view(R, m, D // m, height, width) * mask[:, :, None]
+    return product.view(R, D, height, width).to(pooled.dtype)
 
 
 @torch.library.register_fake("dcn_projects::deform_roi_pool")

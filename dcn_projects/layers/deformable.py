@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from .deform_conv import check_convolution, deform_conv
+from .norm_activation import NormAndActivation
 from .pair import IntPair, pair
 
 # How the weights of the layer that predicts the offsets start. With "zeros" the layer starts as the
@@ -26,7 +27,7 @@ _CONVOLUTIONS = (
 )
 
 
-class DeformableConv2d(nn.Conv2d):
+class DeformableConv2d(NormAndActivation, nn.Conv2d):
     """
     A Conv2d that is deformable (arXiv 1703.06211, Sec. 2.1) or modulated deformable (arXiv
     1811.11168, Sec. 3.2): `conv_offset`, a convolution of the same input with the same geometry,
@@ -35,6 +36,8 @@ class DeformableConv2d(nn.Conv2d):
 
     The function `deformable` turns convolutions of a model into these, in place.
     """
+
+    __constants__ = [*NormAndActivation.__constants__, *nn.Conv2d.__constants__]
 
     def __init__(
         self,
@@ -165,8 +168,9 @@ class DeformableConv2d(nn.Conv2d):
         Returns:
             Tensor: (N, out_channels, Ho, Wo), after norm and activation where there are any
         """
-        predicted, mask = self.conv_offset(x), None
+        predicted = self.conv_offset(x)
         offset = predicted[:, : self.offset_channels]
+        mask: Tensor | None = None
         if self.modulated:
             mask = self.mask_scale * predicted[:, self.offset_channels :].sigmoid()
         x = deform_conv(
@@ -178,11 +182,9 @@ class DeformableConv2d(nn.Conv2d):
             self.padding,
             self.dilation,
             mask,
-            legacy_border=self.legacy_border,
+            self.legacy_border,
         )
-        if self.norm is not None:
-            x = self.norm(x)
-        return x if self.activation is None else self.activation(x)
+        return self._norm_and_activate(x)
 
     def extra_repr(self) -> str:
         text = (

@@ -46,7 +46,8 @@ def ps_roi_pool(
             derivative; on the CPU also if an image index is not one of the batch. On CUDA such a
             RoI gives 0, as a look at the index would stop the host
     """
-    refuse_tangents("ps_roi_pool", input, rois)
+    if not torch.jit.is_scripting():
+        refuse_tangents("ps_roi_pool", input, rois)
     size = pair(output_size)
     group = size if group_size is None else pair(group_size)
     return torch.ops.dcn_projects.ps_roi_pool(input, rois, size, spatial_scale, group)

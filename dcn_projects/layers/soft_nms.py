@@ -14,7 +14,6 @@ def soft_nms(
     boxes: Tensor,
     scores: Tensor,
     method: str = "gaussian",
-    *,
     sigma: float = 0.5,
     iou_threshold: float = 0.3,
     score_threshold: float = 0.0,
@@ -55,8 +54,10 @@ def soft_nms(
     """
     _check_rows(boxes, scores, "scores")
     starts = torch.arange(2, device=scores.device) * scores.shape[0]
-    numbers = (sigma, iou_threshold, score_threshold, max_per_class)
-    return _by_score(_rescore(boxes, scores, starts, method, *numbers))
+    rescored = _rescore(
+        boxes, scores, starts, method, sigma, iou_threshold, score_threshold, max_per_class
+    )
+    return _by_score(rescored)
 
 
 def batched_soft_nms(
@@ -64,7 +65,6 @@ def batched_soft_nms(
     scores: Tensor,
     idxs: Tensor,
     method: str = "gaussian",
-    *,
     sigma: float = 0.5,
     iou_threshold: float = 0.3,
     score_threshold: float = 0.0,
@@ -86,18 +86,25 @@ def batched_soft_nms(
     _check_rows(boxes, scores, "scores")
     _check_rows(boxes, idxs, "idxs")
     sorted_idxs, order = idxs.sort(stable=True)
-    lengths = sorted_idxs.unique_consecutive(return_counts=True)[1]
+    lengths = torch.unique_consecutive(sorted_idxs, return_counts=True)[1]
     starts = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-    numbers = (sigma, iou_threshold, score_threshold, max_per_class)
-    sorted_scores = _rescore(boxes[order], scores[order], starts, method, *numbers)
-    return _by_score(torch.empty_like(sorted_scores).index_copy_(0, order, sorted_scores))
+    rescored = _rescore(
+        boxes[order],
+        scores[order],
+        starts,
+        method,
+        sigma,
+        iou_threshold,
+        score_threshold,
+        max_per_class,
+    )
+    return _by_score(torch.empty_like(rescored).index_copy_(0, order, rescored))
 
 
 def multiclass_soft_nms(
     boxes: Tensor,
     scores: Tensor,
     method: str = "gaussian",
-    *,
     sigma: float = 0.5,
     iou_threshold: float = 0.3,
     score_threshold: float = 0.0,
@@ -119,10 +126,9 @@ def multiclass_soft_nms(
     Raises:
         RuntimeError: as `soft_nms`
     """
-    if scores.dim() != 2 or tuple(boxes.shape) not in [
-        (scores.shape[0], 4),
-        (scores.shape[0], 4 * scores.shape[1]),
-    ]:
+    rows = scores.shape[0] if scores.dim() == 2 else -1
+    shape = list(boxes.shape)
+    if rows < 0 or (shape != [rows, 4] and shape != [rows, 4 * scores.shape[1]]):
         raise RuntimeError(
             "multiclass_soft_nms: scores must be (R, K) and boxes (R, 4) or (R, K * 4), "
             f"got {list(scores.shape)} and {list(boxes.shape)}"
@@ -130,8 +136,17 @@ def multiclass_soft_nms(
     R, K = scores.shape
     boxes = boxes.reshape(R, boxes.shape[1] // 4, 4).transpose(0, 1).reshape(-1, 4)
     starts = torch.arange(K + 1, device=scores.device) * R
-    numbers = (sigma, iou_threshold, score_threshold, max_per_class)
-    return _rescore(boxes, scores.t().reshape(-1), starts, method, *numbers).view(K, R).t()
+    rescored = _rescore(
+        boxes,
+        scores.t().reshape(-1),
+        starts,
+        method,
+        sigma,
+        iou_threshold,
+        score_threshold,
+        max_per_class,
+    )
+    return rescored.view(K, R).t()
 
 
 def _check_rows(boxes: Tensor, other: Tensor, name: str) -> None:
@@ -142,22 +157,42 @@ def _check_rows(boxes: Tensor, other: Tensor, name: str) -> None:
         )
 
 
-def _rescore(boxes: Tensor, scores: Tensor, *arguments) -> Tensor:
+def _rescore(
+    boxes: Tensor,
+    scores: Tensor,
+    starts: Tensor,
+    method: str,
+    sigma: float,
+    iou_threshold: float,
+    score_threshold: float,
+    max_per_class: int | None,
+) -> Tensor:
     # Few of the numbers between two ranks are left in 16 bits, and few pixels of a large image.
-    dtype = torch.float64 if torch.float64 in (boxes.dtype, scores.dtype) else torch.float32
-    boxes, scores = (
-        t.detach().to(dtype) if t.is_floating_point() else t.detach() for t in (boxes, scores)
+    is_wide = boxes.dtype == torch.float64 or scores.dtype == torch.float64
+    dtype = torch.float64 if is_wide else torch.float32
+    return torch.ops.dcn_projects.soft_nms(
+        boxes.detach().to(dtype) if boxes.is_floating_point() else boxes.detach(),
+        scores.detach().to(dtype) if scores.is_floating_point() else scores.detach(),
+        starts,
+        method,
+        sigma,
+        iou_threshold,
+        score_threshold,
+        max_per_class,
     )
-    return torch.ops.dcn_projects.soft_nms(boxes, scores, *arguments)
 
 
 def _by_score(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Indices and scores of the boxes taken. Within a class this is the order of being taken."""
     keep = scores.nonzero().squeeze(1)
     scores = scores[keep]
-    # The bits of positive numbers rank as the numbers do, and ten times faster: by a radix sort.
-    bits = scores.view(torch.int32 if scores.dtype == torch.float32 else torch.int64)
-    order = bits.neg().argsort(stable=True)
+    if torch.jit.is_scripting():
+        order = scores.argsort(stable=True, descending=True)
+    else:
+        # The bits of positive numbers rank as the numbers do, and ten times faster: by a radix
+        # sort. A script cannot see them.
+        bits = scores.view(torch.int32 if scores.dtype == torch.float32 else torch.int64)
+        order = bits.neg().argsort(stable=True)
     return keep[order], scores[order]
 
 

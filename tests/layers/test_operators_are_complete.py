@@ -13,6 +13,9 @@ from dcn_projects.layers import fallback, library, onnx
 from dcn_projects.layers.self_test import self_tests
 from tests.layers import operators, reference
 
+# Of torch 2.9 and later.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:DeprecationWarning")
+
 TESTS = Path(__file__).parent
 LAYERS = TESTS.parents[1] / "dcn_projects/layers"
 
@@ -40,6 +43,11 @@ def missing(name: str) -> list[str]:
         onnx.has_graph(name) or hasattr(product, "NO_ONNX"),
         f"layers/onnx/{name}.py, or NO_ONNX in layers/{name}.py",
     )
+    if hasattr(product, name):
+        try:
+            torch.jit.script(getattr(product, name))
+        except RuntimeError as error:
+            problems.append(f"a function that torch.jit.script compiles: {error}")
     for schema in schemas_of(name):
         try:
             fallback.kernel(schema)
