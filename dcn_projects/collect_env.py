@@ -76,10 +76,10 @@ def kernels() -> list[tuple[str, str, str]]:
     """Rows (operator, what serves it on the CPU, what on CUDA)."""
     rows = []
     for name in library.OPERATORS:
-        if library.COMPILED:
-            cpu, cuda = "compiled", "compiled" if library.HAS_CUDA else "none: not built with CUDA"
-        else:
-            cpu = cuda = fallback.runs_on(name)
+        cpu, cuda = (
+            "compiled" if compiled else fallback.runs_on(name)
+            for compiled in (library.COMPILED, library.HAS_CUDA)
+        )
         rows.append((name, cpu, cuda))
     return rows
 
@@ -89,9 +89,7 @@ def main() -> int:
     print(collect_env_info())
     print(tabulate(versions()))
     print(tabulate(kernels(), headers=["operator", "cpu", "cuda"]))
-    devices = ["cpu"]
-    if library.HAS_CUDA:
-        devices += [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    devices = ["cpu", *(f"cuda:{k}" for k in range(torch.cuda.device_count()))]
     failed = False
     for device in devices:
         start = time.perf_counter()

@@ -26,3 +26,7 @@ if not library.COMPILED:
     from . import fallback
 
     fallback.register()
+elif not library.HAS_CUDA:
+    from . import fallback
+
+    fallback.register_for_cuda()

@@ -6,7 +6,8 @@ to be slow without saying so.
 
 `SCHEMAS` holds all operators, by name; what depends on a list of them reads it from here.
 `COMPILED` says whether the compiled operators are used, `PATH` where they are, `WHY_NOT_COMPILED`
-why they are not, and `HAS_CUDA` whether the operators take CUDA tensors.
+why they are not. `HAS_CUDA` says whether there are compiled ones for CUDA, `WHY_NO_CUDA` why there
+are none in a library that is used.
 """
 
 import os
@@ -76,26 +77,19 @@ def _define() -> torch.library.Library:
     return library
 
 
-def _refuse_cuda(*args, **kwargs):
-    raise RuntimeError(
-        "The operators of dcn_projects were built for the CPU only and got a CUDA tensor. "
-        f"Where nvcc is on PATH or in CUDA_HOME, run again: FORCE_CUDA=1 {_BUILD} "
-        "(it says what is missing), or move model and tensors to the CPU."
-    )
-
-
 PATH, WHY_NOT_COMPILED = _find()
 COMPILED = PATH is not None
 if COMPILED:
     _load(PATH)
 else:
     _definitions = _define()  # they last as long as this object
-HAS_CUDA = not COMPILED or all(
+HAS_CUDA = COMPILED and all(
     getattr(torch.ops.dcn_projects, name).default.has_kernel_for_dispatch_key("CUDA")
     for name in OPERATORS
 )
-if not HAS_CUDA:
-    # The dispatcher's own message lists dispatch keys and does not help.
-    _cuda_stand_ins = torch.library.Library("dcn_projects", "IMPL", "CUDA")
-    for _name in OPERATORS:
-        _cuda_stand_ins.impl(_name, _refuse_cuda)
+WHY_NO_CUDA = (
+    ""
+    if HAS_CUDA or not COMPILED
+    else f"{PATH} was built for the CPU only, and got a CUDA tensor. Where nvcc is on PATH or in "
+    f"CUDA_HOME, run in the repository's folder: FORCE_CUDA=1 {_BUILD} (it says what is missing)."
+)

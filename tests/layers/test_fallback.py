@@ -57,6 +57,55 @@ def test_warns_once_of_what_is_lost():
     assert result.stdout.count("torchvision's kernel, which is several times slower") == 1
 
 
+# The package with a library that has no kernels but for the CPU; those of the fallback stand in for
+# its own. What is registered for CUDA then is called with tensors of the CPU.
+CPU_BUILD = """
+import torch, torchvision, warnings  # torchvision loads a library too
+
+lib = torch.library.Library("dcn_projects", "DEF")
+def load_library(path):
+    from dcn_projects.layers.library import SCHEMAS
+    for schema in SCHEMAS.values():
+        lib.define(schema)
+torch.ops.load_library = load_library
+with warnings.catch_warnings():
+    warnings.simplefilter("error")  # there is nothing to warn of yet
+    import dcn_projects.layers
+from dcn_projects import collect_env
+from dcn_projects.layers import fallback, library
+from tests.layers import operators
+
+assert library.COMPILED and not library.HAS_CUDA
+for name in library.OPERATORS:
+    lib.impl(name, fallback.kernel(name), "CPU")
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+called = set()
+for name in library.PUBLIC_OPERATORS:
+    for name, arguments, expected in operators.recorded_calls(name):
+        op = getattr(torch.ops.dcn_projects, name).default
+        assert op.has_kernel_for_dispatch_key("CUDA")
+        for _ in range(2):
+            actual = op.redispatch(cuda, *arguments)
+            torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+        called.add(name)
+assert called == set(library.OPERATORS), called
+print(*collect_env.kernels()[0])
+"""
+
+
+def test_serves_cuda_where_the_library_is_for_the_cpu():
+    """Of a real GPU, this shows which kernels are registered for it and what they warn of."""
+    result = subprocess.run(
+        [sys.executable, "-c", CPU_BUILD], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "deform_conv compiled torchvision\n"
+    assert result.stderr.count("UserWarning: ") == 1
+    assert "was built for the CPU only, and got a CUDA tensor." in result.stderr
+    assert "FORCE_CUDA=1 pip install --no-build-isolation -e ." in result.stderr
+    assert "torchvision's kernel, which is several times slower" in result.stderr
+
+
 CASES = [
     (name, options)
     for name, cases in operators.having("FALLBACK_CASES").items()

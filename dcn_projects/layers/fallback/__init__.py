@@ -1,9 +1,11 @@
 """
-The operators without a compiled library, with the same results: `deform_conv` on torchvision's
-kernel, the others in plain PyTorch, on any device. <op>.py has a function with the name and the
-arguments of each operator, and RUNS_ON where that is not plain PyTorch.
+The operators without a compiled library, or on CUDA with one that was built for the CPU only, with
+the same results: `deform_conv` on torchvision's kernel, the others in plain PyTorch, on any device.
+<op>.py has a function with the name and the arguments of each operator, and RUNS_ON where that is
+not plain PyTorch.
 """
 
+import functools
 import warnings
 from collections.abc import Callable
 from importlib import import_module
@@ -24,15 +26,46 @@ def register() -> None:
     Raises:
         NotImplementedError: if an operator has none
     """
+    _warn(library.WHY_NOT_COMPILED, stacklevel=4)
+    for name in library.OPERATORS:
+        _library.impl(name, _without_autocast(kernel(name)), "CompositeExplicitAutograd")
+
+
+def register_for_cuda() -> None:
+    """
+    Makes these functions the kernels of the operators for CUDA tensors. The first of these makes it
+    warn, and import torchvision: a machine with such a library often has no GPU.
+    """
+    for name in library.OPERATORS:
+        _library.impl(name, _warn_and_run(name), "CUDA")
+
+
+def _warn(why: str, stacklevel: int) -> None:
     warnings.warn(
-        f"{library.WHY_NOT_COMPILED} The operators of dcn_projects give the same results without "
+        f"{why} The operators of dcn_projects give the same results without "
         "it: deform_conv runs on torchvision's kernel, which is several times slower, holds the "
         "columns of whole maps in memory, and computes bfloat16 and float16 in float32; the others "
         "run in plain PyTorch, slower and with more memory.",
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
-    for name in library.OPERATORS:
-        _library.impl(name, _without_autocast(kernel(name)), "CompositeExplicitAutograd")
+
+
+def _warn_and_run(name: str) -> Callable:
+    def run(*arguments):
+        _warn_of_cuda()
+        return _cuda_kernel(name)(*arguments)
+
+    return run
+
+
+@functools.cache
+def _warn_of_cuda() -> None:
+    _warn(library.WHY_NO_CUDA, stacklevel=4)
+
+
+@functools.cache
+def _cuda_kernel(name: str) -> Callable:
+    return _without_autocast(kernel(name))
 
 
 def kernel(name: str) -> Callable:
