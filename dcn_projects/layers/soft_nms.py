@@ -188,9 +188,11 @@ def _by_score(scores: Tensor) -> tuple[Tensor, Tensor]:
     scores = scores[keep]
     if torch.jit.is_scripting():
         order = scores.argsort(stable=True, descending=True)
+    elif torch.jit.is_tracing():
+        order = scores.argsort(stable=True, descending=True)
     else:
         # The bits of positive numbers rank as the numbers do, and ten times faster: by a radix
-        # sort. A script cannot see them.
+        # sort. Neither a script nor a trace knows a view of another dtype.
         bits = scores.view(torch.int32 if scores.dtype == torch.float32 else torch.int64)
         order = bits.neg().argsort(stable=True)
     return keep[order], scores[order]

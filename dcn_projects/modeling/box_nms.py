@@ -1,5 +1,7 @@
 import contextlib
+import math
 
+import torch
 from detectron2.layers import batched_nms
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
@@ -56,8 +58,9 @@ def detections_above(
     finite = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     above = (scores[:, :-1] > score_threshold) & finite[:, None]
     rois, classes = above.nonzero().unbind(dim=1)
-    boxes = boxes.reshape(len(boxes), boxes.shape[1] // 4, 4)
-    boxes = Boxes(boxes[rois, classes if boxes.shape[1] > 1 else 0])
+    num_boxes = boxes.shape[1] // 4
+    boxes = boxes.reshape(-1, num_boxes, 4)
+    boxes = Boxes(boxes[rois, classes if num_boxes > 1 else 0])
     boxes.clip(image_size)
     detections = Instances(
         image_size, pred_boxes=boxes, scores=scores[rois, classes], pred_classes=classes
@@ -109,9 +112,11 @@ def box_nms(
         # Scores of a class never rise along the list: the rest of it cannot be among the best.
         max_per_class=topk if topk > 0 else None,
     )
-    if 0 <= topk < len(keep):
-        count = (new_scores >= new_scores[topk - 1]).sum() if topk > 0 else 0
-        keep, new_scores = keep[:count], new_scores[:count]
+    if topk >= 0:
+        # Infinity is the least of none.
+        last = torch.cat((new_scores[:topk], new_scores.new_tensor([math.inf]))).min()
+        best = new_scores >= last
+        keep, new_scores = keep[best], new_scores[best]
     kept = detections[keep]
     kept.scores = new_scores
     return kept, keep

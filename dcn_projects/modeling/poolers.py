@@ -238,7 +238,7 @@ class ModulatedDeformROIPooler(LevelPooler):
             Tensor: (R, C, height, width), the RoIs of the first image first
         """
         rois = convert_boxes_to_pooler_format(box_lists)
-        levels = torch.zeros(len(rois), dtype=torch.long, device=rois.device)
+        levels = torch.zeros(rois.shape[0], dtype=torch.long, device=rois.device)
         if len(x) > 1:
             levels = assign_boxes_to_levels(
                 box_lists,
@@ -247,7 +247,7 @@ class ModulatedDeformROIPooler(LevelPooler):
                 self.canonical_box_size,
                 self.canonical_level,
             )
-        pooled = x[0].new_zeros(len(rois), x[0].shape[1], *pair(self.output_size))
+        pooled = x[0].new_zeros(rois.shape[0], x[0].shape[1], *pair(self.output_size))
         for i, level in enumerate(x):  # also those without RoIs, so that all take part in gradients
             rows = (levels == i).nonzero()[:, 0]
             pooled = pooled.index_put((rows,), self._pool(i, level, rois[rows]))

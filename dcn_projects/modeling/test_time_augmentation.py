@@ -49,7 +49,12 @@ class MultiScaleMapper:
         ]
 
     def __call__(self, dataset_dict: dict) -> list[dict]:
-        """As DatasetMapperTTA: the views of an image, scale by scale."""
+        """As DatasetMapperTTA: the views of an image, scale by scale. Not in a traced model."""
+        if torch.jit.is_tracing():
+            raise ValueError(
+                "TEST.AUG: the views of an image are made in NumPy, which a trace does not record. "
+                "Trace the model itself, without test-time augmentation"
+            )
         return [view for mapper in self.mappers for view in mapper(dataset_dict)]
 
 

@@ -2,6 +2,7 @@
 Letters: N images, K classes, H x W pixels of an image, h x w cells of a feature map, s its stride.
 """
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec
@@ -207,7 +208,13 @@ class DeepLab(SemanticSegmentor):
         return logits[0, :, : image.shape[1], : image.shape[2]]
 
     def window_logits(self, image: Tensor) -> Tensor:
-        """As `logits`, of the windows; where they overlap, the mean."""
+        """As `logits`, of the windows; where they overlap, the mean. Not in a traced model."""
+        if torch.jit.is_tracing():
+            raise ValueError(
+                f"TEST.WINDOW_SIZE is {list(self.window_size)}: the number of windows depends on "
+                "the size of an image, so a trace is right for one size only. Trace the model with "
+                "TEST.WINDOW_SIZE [] and TEST.WINDOW_STRIDE []"
+            )
         total, counts = None, image.new_zeros(image.shape[1:])
         (height, width), (down, right) = self.window_size, self.window_stride
         for y in window_starts(image.shape[1], height, down):

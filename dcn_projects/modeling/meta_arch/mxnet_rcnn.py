@@ -1,3 +1,4 @@
+import torch
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
 from detectron2.structures import ImageList
 
@@ -14,8 +15,12 @@ class MXNetRCNN(GeneralizedRCNN):
     def preprocess_image(self, batched_inputs) -> ImageList:
         """As in GeneralizedRCNN: (N, C, H, W) with the sizes of the images."""
         images = super().preprocess_image(batched_inputs)
+        rows, columns = (
+            torch.arange(size, device=self.device) for size in images.tensor.shape[-2:]
+        )
+        inside = torch.stack(
+            [(rows < height)[:, None] & (columns < width) for height, width in images.image_sizes]
+        )
         black = -self.pixel_mean / self.pixel_std
-        for image, (height, width) in zip(images.tensor, images.image_sizes):
-            image[:, height:] = black
-            image[:, :, width:] = black
+        images.tensor = torch.where(inside[:, None], images.tensor, black)
         return images

@@ -115,8 +115,9 @@ class MXNetRPN(RPN):
         """
         proposals = []
         for i, image_size in enumerate(image_sizes):
+            # In whole numbers, which stay those of the image while a model is traced.
             height, width = (
-                math.ceil(size / self.image_stride) * self.image_stride for size in image_size
+                -(-size // self.image_stride) * self.image_stride for size in image_size
             )
             boxes, logits = [], []
             for level, stride in enumerate(self.anchor_generator.strides):
