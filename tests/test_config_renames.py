@@ -18,6 +18,12 @@ CONFIGS = Path("configs")
 GOLDEN = Path(__file__).parent / "goldens" / "configs" / "version_0_1.json"
 OLD = json.loads(GOLDEN.read_text())
 OLD_DEFAULTS = OLD.pop("")
+# What was changed since, on purpose: start of the path of a config -> key -> the value of today. A
+# training of version 0.1 goes on with the values of its own config.yaml.
+CHANGED = {
+    # Its heads know the scale of an image, which the last NMS of the original needs.
+    "Faster-R-CNN/": {"MODEL.META_ARCHITECTURE": "MXNetFasterRCNN"},
+}
 
 
 def merged(*nodes: dict) -> dict:
@@ -77,7 +83,12 @@ def test_old_config_of_a_training(name, read):
     # The name of a parameter, which SOLVER.LR_FACTORS matches under its old name, too.
     factors = [[p.replace("conv2_offset", "conv_offset"), f] for p, f in cfg.SOLVER.LR_FACTORS]
     cfg.SOLVER.LR_FACTORS = factors
-    assert plain(cfg) == plain(read_config(str(CONFIGS / name)))
+    today = read_config(str(CONFIGS / name))
+    for start, values in CHANGED.items():
+        for key, value in values.items() if name.startswith(start) else ():
+            assert value_of(cfg, key) != value == value_of(today, key)
+            cfg.merge_from_list([key, value])
+    assert plain(cfg) == plain(today)
     assert cfg.MODEL.META_ARCHITECTURE != "build_deformable_model"
 
 

@@ -76,6 +76,7 @@ def box_nms(
     topk: int,
     sigma: float,
     score_threshold: float,
+    boxes: Tensor | None = None,
 ) -> tuple[Instances, Tensor]:
     """
     NMS or soft-NMS (arXiv 1704.04503) within each class, then the best of the image.
@@ -88,15 +89,14 @@ def box_nms(
             ConvNets, soft-NMS takes no more than these of a class, and of the image also keeps
             those that have the score of the last one
         sigma, score_threshold: of soft-NMS, see `dcn_projects.layers.soft_nms`
+        boxes: (M, 4), whose overlaps count; None for `pred_boxes`
     Returns:
         tuple[Instances, Tensor]: those kept, with their new scores in descending order, and their
             indices into `detections`
     """
-    boxes, scores, classes = (
-        detections.pred_boxes.tensor,
-        detections.scores,
-        detections.pred_classes,
-    )
+    if boxes is None:
+        boxes = detections.pred_boxes.tensor
+    scores, classes = detections.scores, detections.pred_classes
     if method == "hard":
         keep = batched_nms(boxes, scores, classes, iou_threshold)
         keep = keep if topk < 0 else keep[:topk]

@@ -7,7 +7,9 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from .box_clipping import with_last_pixel_of_image
 from .box_nms import box_nms, soft_nms_options, without_nms
+from .roi_heads import MXNetOutputLayers
 
 __all__ = ["MultiScaleMapper", "MultiScaleTTA", "augmentation_options"]
 
@@ -67,6 +69,9 @@ class MultiScaleTTA(GeneralizedRCNNWithTTA):
         "detections"  as in detectron2, the boxes that each view keeps after its own NMS
         "raw"         as in the MXNet code of Deformable ConvNets and in Dynamic R-CNN (arXiv
                       2004.06002), all boxes that score above SCORE_THRESH_TEST: there is one NMS
+
+    Heads with `MXNetOutputLayers` have the NMS of the original, on boxes that were divided by the
+    scale of their view, see `with_last_pixel_of_image`.
     """
 
     def __init__(self, cfg, model, tta_mapper=None, batch_size: int | None = None):
@@ -103,21 +108,30 @@ class MultiScaleTTA(GeneralizedRCNNWithTTA):
         return predictor[-1] if isinstance(predictor, nn.ModuleList) else predictor
 
     def _get_augmented_boxes(self, augmented_inputs, tfms):
-        """Boxes, scores and classes of all views, the boxes in the frame of the original image."""
+        """
+        Boxes, scores and classes of all views, the boxes in the frame of the original image:
+        (M, 4), or (M, 8), where the last four are what NMS sees of a box.
+        """
         with without_nms(self._box_predictor) if self.raw else contextlib.nullcontext():
             outputs = self._batch_inference(augmented_inputs)
         boxes = []
-        for output, tfm in zip(outputs, tfms):
-            seen = output.pred_boxes.tensor
-            original = tfm.inverse().apply_box(seen.float().cpu().numpy())
-            boxes.append(torch.from_numpy(original).to(seen))
+        for view, output, tfm in zip(augmented_inputs, outputs, tfms):
+            seen = [output.pred_boxes.tensor]
+            if isinstance(self._box_predictor, MXNetOutputLayers):
+                height, width = view["image"].shape[1:]
+                scale = seen[0].new_tensor([width / view["width"], height / view["height"]])
+                seen.append(with_last_pixel_of_image(seen[0], scale))
+            back = tfm.inverse()
+            original = [back.apply_box(b.float().cpu().numpy()) for b in seen]
+            boxes.append(torch.cat([torch.from_numpy(b).to(seen[0]) for b in original], dim=1))
         scores = torch.cat([output.scores for output in outputs])
         classes = torch.cat([output.pred_classes for output in outputs])
         return torch.cat(boxes), scores, classes
 
     def _merge_detections(self, all_boxes, all_scores, all_classes, shape_hw):
-        boxes = Boxes(all_boxes)
+        boxes, *in_nms = all_boxes.split(4, dim=1)
+        boxes = Boxes(boxes)
         boxes.clip(shape_hw)
         found = Instances(shape_hw, pred_boxes=boxes, scores=all_scores, pred_classes=all_classes)
-        merged, _ = self.nms(found)
+        merged, _ = self.nms(found, boxes=in_nms[0] if in_nms else None)
         return merged[merged.pred_boxes.nonempty()]

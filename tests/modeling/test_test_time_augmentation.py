@@ -215,9 +215,12 @@ def test_one_scale_is_the_model_itself(method):
 
 
 def test_hard_merge_of_detections_is_detectron2():
-    cfg = make_rfcn_cfg()
-    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE = (64, 96, 128), 150
-    model, image = make_rfcn(cfg), make_image()
+    """With heads that are not those of the MXNet code, whose NMS is another."""
+    cfg = make_mask_rcnn_cfg("DeformROIHeads")
+    cfg.merge_from_list("MODEL.MASK_ON False TEST.AUG.MERGE detections TEST.AUG.SCALES []".split())
+    cfg.TEST.AUG.MIN_SIZES, cfg.TEST.AUG.MAX_SIZE, cfg.TEST.AUG.FLIP = (64, 96, 128), 150, True
+    torch.manual_seed(0)
+    model, image = build_model(cfg).eval(), make_image()
     inputs = [{"image": image, "height": 45, "width": 65}]
     with torch.no_grad():
         expected = GeneralizedRCNNWithTTA(cfg, model)(inputs)[0]["instances"]

@@ -1,9 +1,10 @@
-from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY, GeneralizedRCNN
+from detectron2.modeling import META_ARCH_REGISTRY, ROI_HEADS_REGISTRY
 
 from dcn_projects.config import reads
 
 from ..renamed_parameters import HasRenamedParameters
 from ..roi_heads import RFCNROIHeads
+from .mxnet_rcnn import MXNetFasterRCNN
 
 __all__ = ["RFCN"]
 
@@ -20,9 +21,9 @@ def check_heads(cfg) -> None:
 
 @META_ARCH_REGISTRY.register()
 @reads(checks=[check_heads])
-class RFCN(HasRenamedParameters, GeneralizedRCNN):
+class RFCN(HasRenamedParameters, MXNetFasterRCNN):
     """
-    R-FCN (arXiv 1605.06409): a GeneralizedRCNN with `RFCNROIHeads`, which have all that R-FCN is.
+    R-FCN (arXiv 1605.06409): an MXNetFasterRCNN with `RFCNROIHeads`, which have all that R-FCN is.
 
     Raises:
         ValueError: for other heads, in one line

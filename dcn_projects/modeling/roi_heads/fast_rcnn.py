@@ -184,22 +184,38 @@ class BoxOutputLayers(FastRCNNOutputLayers):
         """
         if self.nms_type == "hard":
             return super().inference(predictions, proposals)
+        return self.detect(predictions, proposals)
+
+    def detect(self, predictions, proposals: list[Instances]):
+        """`inference` with `suppress` as its NMS, also where that is not a soft one."""
         boxes = self.predict_boxes(predictions, proposals)
         scores = self.predict_probs(predictions, proposals)
         detections, rois = [], []
         for b, s, p in zip(boxes, scores, proposals):
             found, of = detections_above(b, s, p.image_size, self.test_score_thresh)
             if self.nms_type != "none":
-                found, kept = self.suppress(found)
+                found, kept = self.suppress(found, p[of])
                 of = of[kept]
             detections.append(found)
             rois.append(of)
         return detections, rois
 
-    def suppress(self, detections: Instances) -> tuple[Instances, Tensor]:
-        """`box_nms` with the options of these outputs."""
+    def suppress(
+        self,
+        detections: Instances,
+        proposals: Instances | None = None,
+        boxes: Tensor | None = None,
+    ) -> tuple[Instances, Tensor]:
+        """
+        `box_nms` with the options of these outputs.
+
+        Args:
+            detections, boxes: as in `box_nms`
+            proposals: those of the detections, for classes that derive from this one
+        """
         return box_nms(
             detections,
+            boxes=boxes,
             method=self.nms_type,
             iou_threshold=self.test_nms_thresh,
             topk=self.test_topk_per_image,

@@ -1,5 +1,6 @@
 """The conventions of the MXNet code of Deformable ConvNets, where they differ from detectron2's."""
 
+import logging
 import math
 
 import torch
@@ -11,15 +12,17 @@ from detectron2.modeling.roi_heads import (
     ROI_HEADS_REGISTRY,
     FastRCNNConvFCHead,
 )
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from dcn_projects.config import reads
 
-from ..box_clipping import clip_to_a_pixel
+from ..box_clipping import clip_to_a_pixel, with_last_pixel_of_image
 from .fast_rcnn import BoxOutputLayers
 from .roi_heads import DeformROIHeads
 
-__all__ = ["MXNetBoxHead", "MXNetOutputLayers", "MXNetROIHeads"]
+__all__ = ["MXNetBoxHead", "MXNetOutputLayers", "MXNetROIHeads", "tell_scale"]
 
 
 @ROI_BOX_HEAD_REGISTRY.register()
@@ -38,10 +41,30 @@ class MXNetBoxHead(FastRCNNConvFCHead):
                     nn.init.zeros_(layer.bias)
 
 
+def tell_scale(proposals: list[Instances], images: ImageList | None) -> None:
+    """
+    Give the proposals a field that `MXNetOutputLayers` need, if the images have it: `input_scale`,
+    (R, 2), x and y, the pixels of the network's input per pixel of the image as it is wanted. The
+    original has one number for both, of before it rounded the sides of the resized image.
+
+    Args:
+        proposals: of each image
+        images: of a `MXNetFasterRCNN`, with `output_sizes`; others are not known to be scaled
+    """
+    for p, (height, width) in zip(proposals, getattr(images, "output_sizes", ())):
+        input_height, input_width = p.image_size
+        ones = torch.ones_like(p.proposal_boxes.tensor[:, :1])
+        scale = ones * (input_width / width), ones * (input_height / height)
+        p.input_scale = torch.cat(scale, dim=1)
+
+
 class MXNetOutputLayers(BoxOutputLayers):
     """
     Both layers start at N(0, 0.01), and boxes are clipped to at least a pixel, before which their
     sizes are not bounded: detectron2 lets exp(dw) and exp(dh) be at most 1000 / 16.
+
+    The last NMS, also a soft one, is that of the original: of the scores above the threshold, in
+    each class, and on boxes that were divided by the scale, see `with_last_pixel_of_image`.
     """
 
     def __init__(self, *args, **kwargs):
@@ -62,6 +85,32 @@ class MXNetOutputLayers(BoxOutputLayers):
             for boxes, p in zip(super().predict_boxes(predictions, proposals), proposals)
         ]
 
+    def inference(self, predictions, proposals: list[Instances]):
+        """
+        As in BoxOutputLayers.
+
+        Args:
+            predictions: scores (R, K + 1) and deltas (R, 4) or (R, 4K)
+            proposals: of each image, with `input_scale` of `tell_scale`. Without it, NMS is on
+                boxes in the network's input, of which a warning is logged once
+        """
+        return self.detect(predictions, proposals)
+
+    def suppress(self, detections, proposals):
+        """As in BoxOutputLayers, on boxes that were divided by the scale."""
+        boxes = detections.pred_boxes.tensor
+        if proposals.has("input_scale"):
+            boxes = with_last_pixel_of_image(boxes, proposals.input_scale)
+        else:
+            log_first_n(
+                logging.WARNING,
+                "The model does not tell its heads how images are scaled: their last NMS is as if "
+                "images were not. Set MODEL.META_ARCHITECTURE to MXNetFasterRCNN, or to MXNetRCNN "
+                "with a feature pyramid, for the NMS of the original",
+                name=__name__,
+            )
+        return super().suppress(detections, boxes=boxes)
+
 
 @ROI_HEADS_REGISTRY.register()
 @reads("MODEL.ROI_HEADS.FILL_BATCH")
@@ -69,7 +118,8 @@ class MXNetROIHeads(DeformROIHeads):
     """
     Faster R-CNN with two fully connected layers (arXiv 1703.06211, Sec. 2.3), on the dilated res5,
     which a 1x1 convolution narrows first, or on a feature pyramid without it. RoI pooling is that
-    of the original, plain or deformable.
+    of the original, plain or deformable. The meta-architecture is `MXNetFasterRCNN`, or a class
+    derived from it, so that the heads know the scale of an image.
     """
 
     output_layers = MXNetOutputLayers
@@ -90,6 +140,12 @@ class MXNetROIHeads(DeformROIHeads):
         ret = super().from_config(cfg, input_shape)
         ret["fill_batch"] = cfg.MODEL.ROI_HEADS.FILL_BATCH
         return ret
+
+    def forward(self, images, features, proposals, targets=None):
+        """As in detectron2's heads."""
+        if not self.training:
+            tell_scale(proposals, images)
+        return super().forward(images, features, proposals, targets)
 
     def _sample_proposals(self, matched_idxs: Tensor, matched_labels: Tensor, gt_classes: Tensor):
         """

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dcn_projects.config import checks_of, reads
 from dcn_projects.layers import DeformROIPool, PSROIPool
 
-from .mxnet_heads import MXNetOutputLayers
+from .mxnet_heads import MXNetOutputLayers, tell_scale
 
 __all__ = ["DeformPSROIPool", "RFCNROIHeads", "RFCNScoreMaps"]
 
@@ -193,7 +193,7 @@ class RFCNROIHeads(ROIHeads):
     ):
         """
         Args:
-            images: not used
+            images: those of `RFCN` have the size of the wanted results, see `tell_scale`
             features: maps of the backbone, (N, C, H, W) each
             proposals, targets: as in ROIHeads
         Returns:
@@ -206,6 +206,7 @@ class RFCNROIHeads(ROIHeads):
         predictions = self.vote(maps, rois, "cls"), self.vote(maps, rois, "bbox")
         if self.training:
             return proposals, self.box_predictor.losses(predictions, proposals)
+        tell_scale(proposals, images)
         detections, _ = self.box_predictor.inference(predictions, proposals)
         return detections, {}
 
