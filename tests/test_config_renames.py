@@ -23,6 +23,13 @@ OLD_DEFAULTS = OLD.pop("")
 CHANGED = {
     # Its heads know the scale of an image, which the last NMS of the original needs.
     "Faster-R-CNN/": {"MODEL.META_ARCHITECTURE": "MXNetFasterRCNN"},
+    # Three settings were not those of the original, which it was said to have.
+    "DCNv2/e2e_": {
+        "MODEL.RPN.BOUNDARY_THRESH": 0,
+        "MODEL.ANCHOR_GENERATOR.NAME": "PyFasterRCNNAnchorGenerator",
+        "MODEL.ANCHOR_GENERATOR.OFFSET": 0.5,
+        "MODEL.PIXEL_MEAN": [102.9801, 115.9465, 122.7717],
+    },
 }
 
 
