@@ -43,6 +43,22 @@ REQUIREMENTS = """
     tqdm>4.29.0 tensorboard fvcore>=0.1.5,<0.1.6 iopath>=0.1.7 omegaconf>=2.1 hydra-core>=1.1
 """.split()
 
+# The end of export/api.py.
+WITHOUT_CAFFE2 = """
+
+if caffe2_pb2 is None:
+
+    def _refuse(*args, **kwargs):
+        raise ImportError(
+            "detectron2 exports to Caffe2 with the package caffe2 only, which PyTorch does not "
+            "contain any more: use TracingAdapter or scripting_with_instances of detectron2.export"
+        )
+
+    Caffe2Tracer.__init__ = Caffe2Model.__init__ = _refuse
+    Caffe2Model.load_protobuf = staticmethod(_refuse)
+    export_caffe2_model = export_onnx_model = _refuse
+"""
+
 # (file in the archive, regular expression, replacement, how often it occurs)
 NUMPY_ALIAS = r"\bnp\.(bool|int|float|str)\b"  # removed in NumPy 1.24
 REPAIRS = [
@@ -87,6 +103,24 @@ REPAIRS = [
         "from pycocotools.cocoeval import COCOeval as COCOeval_opt",
         1,
     ),
+    # caffe2 has left PyTorch. Tracing and scripting, in the same package, do not need it.
+    ("detectron2/export/api.py", r"(?m)^from caffe2\.proto import caffe2_pb2\n", "", 1),
+    (
+        "detectron2/export/api.py",
+        r"(?m)^(from \.caffe2_inference .+)\n(from \.caffe2_modeling .+)\n(from \.shared .+)\n",
+        r"""
+try:
+    from caffe2.proto import caffe2_pb2
+except ImportError:
+    caffe2_pb2 = None
+else:
+    \1
+    \2
+    \3
+""",
+        1,
+    ),
+    ("detectron2/export/api.py", r"\Z", WITHOUT_CAFFE2, 1),
 ]
 
 STUB = '''"""Stands in for detectron2's compiled operators, which this build does not have."""

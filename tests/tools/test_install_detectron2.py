@@ -138,11 +138,90 @@ LINES = {
 
 
 def test_repairs(tool):
-    assert {path for path, *_ in tool.REPAIRS} == {"detectron2/" + path for path in LINES}
+    repaired = {"detectron2/" + path for path in LINES} | {"detectron2/export/api.py"}
+    assert {path for path, *_ in tool.REPAIRS} == repaired
     for path, (before, after) in LINES.items():
         files = {"detectron2/" + path: before.encode()}
         tool.repair(files, [(p, a, b, 1) for p, a, b, _ in tool.REPAIRS if p in files])
         assert files["detectron2/" + path].decode() == after
+
+
+# What export/api.py of 0.6 imports, and the names in it.
+EXPORT = """
+import copy
+from caffe2.proto import caffe2_pb2
+from copy import deepcopy
+
+from .caffe2_inference import ProtobufDetectionModel
+from .caffe2_modeling import META_ARCH_CAFFE2_EXPORT_TYPE_MAP, convert_batched_inputs_to_c2_format
+from .shared import get_pb_arg_vali, get_pb_arg_vals, save_graph
+
+__all__ = ["Caffe2Model", "Caffe2Tracer", "add_export_config"]
+__all__ += ["export_caffe2_model", "export_onnx_model"]
+
+def add_export_config(cfg):
+    return cfg
+
+class Caffe2Tracer:
+    def __init__(self, cfg, model, inputs):
+        self.map = META_ARCH_CAFFE2_EXPORT_TYPE_MAP
+
+class Caffe2Model:
+    def __init__(self, predict_net, init_net):
+        self.net = predict_net
+
+    @staticmethod
+    def load_protobuf(dir):
+        return Caffe2Model(caffe2_pb2.NET, 1)
+
+def export_caffe2_model(cfg, model, inputs):
+    return Caffe2Tracer(cfg, model, inputs)
+
+def export_onnx_model(cfg, model, inputs):
+    return Caffe2Tracer(cfg, model, inputs)
+"""
+USE_EXPORT = """
+from export import *
+assert add_export_config("cfg") == "cfg"
+calls = [Caffe2Tracer, export_caffe2_model, export_onnx_model]
+calls = [lambda f=f: f(1, 2, 3) for f in calls]
+calls += [lambda: Caffe2Model(1, 2), lambda: Caffe2Model.load_protobuf("folder")]
+for call in calls:
+    try:
+        print(call())
+    except ImportError as error:
+        print("ImportError:", error)
+"""
+
+
+@pytest.mark.parametrize("has_caffe2", [False, True])
+def test_repaired_export(tool, tmp_path, has_caffe2):
+    path = "detectron2/export/api.py"
+    files = {path: EXPORT.encode()}
+    tool.repair(files, [repair for repair in tool.REPAIRS if repair[0] == path])
+    sources = {"export/__init__": "from .api import *\n", "export/api": files[path].decode()}
+    names = "ProtobufDetectionModel = META_ARCH_CAFFE2_EXPORT_TYPE_MAP = save_graph = 1\n"
+    names += "convert_batched_inputs_to_c2_format = get_pb_arg_vali = get_pb_arg_vals = 1\n"
+    for name in ("caffe2_inference", "caffe2_modeling", "shared"):
+        sources[f"export/{name}"] = "import caffe2.proto\n" + names
+    if has_caffe2:
+        sources |= {"caffe2/__init__": "", "caffe2/proto/__init__": ""}
+        sources["caffe2/proto/caffe2_pb2"] = "NET = 1\n"
+    for name, text in sources.items():
+        file = tmp_path / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    result = subprocess.run(
+        [sys.executable, "-c", USE_EXPORT], cwd=tmp_path, capture_output=True, text=True
+    )
+    lines = result.stdout.splitlines()
+    assert len(lines) == 5, result.stderr
+    if has_caffe2:
+        assert not any("Error" in line for line in lines)
+    else:
+        line = "ImportError: detectron2 exports to Caffe2 with the package caffe2 only, which "
+        assert all(text.startswith(line) for text in lines) and len(set(lines)) == 1
+        assert "use TracingAdapter or scripting_with_instances of detectron2.export" in lines[0]
 
 
 def test_detectron2_that_is_there_is_kept(tmp_path):
