@@ -12,6 +12,9 @@ Train and evaluate the models of this project.
 Everything else is in dcn_projects/engine.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 from dcn_projects.engine import parse_arguments
 
 if __name__ == "__main__":

@@ -3,6 +3,9 @@ Prints what a report of a problem should say, and tests the operators: python -m
 dcn_projects.collect_env. The exit status is 1 if an operator fails its test.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 import importlib.metadata
 import os
 import shutil

@@ -1,13 +1,19 @@
 """How an error becomes one line."""
 
 import contextlib
+import multiprocessing
 import os
+import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import yaml
 
-__all__ = ["one_line", "one_line_errors"]
+__all__ = ["exit_interrupted", "exit_with_one_line", "one_line", "one_line_errors"]
+
+_INTERRUPTED = 130  # of shells: 128 and the number of the signal
 
 
 def one_line(error: BaseException) -> str:
@@ -38,3 +44,24 @@ def one_line_errors(config_file: str):
         blamed = message.partition(": ")[0]
         is_known = os.path.isfile(blamed) or "://" in blamed
         raise ValueError(message if is_known else f"{config_file}: {message}") from e
+
+
+@contextlib.contextmanager
+def exit_with_one_line() -> Iterator[None]:
+    """Within this context an error that the user of a program can mend ends it with one line."""
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+
+
+def exit_interrupted(how_to_go_on: str = "") -> NoReturn:
+    """
+    End a program after Ctrl-C with one line. Of several processes, which all get the signal, only
+    that one speaks which started the others, or the first of torchrun's.
+    """
+    is_first = multiprocessing.parent_process() is None and os.getenv("LOCAL_RANK", "0") == "0"
+    if is_first:
+        print(f"interrupted. {how_to_go_on}".rstrip(" ."), file=sys.stderr)
+    sys.exit(_INTERRUPTED)

@@ -12,9 +12,13 @@ Several configs with as many weights are drawn side by side, each under its name
 An image becomes <name>.png, a video <name>.mp4. Nothing is shown in a window.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 from pathlib import Path
 
 from dcn_projects.engine.command_line import ConfigArgumentParser
+from dcn_projects.errors import exit_with_one_line
 
 
 def main():
@@ -27,12 +31,10 @@ def main():
     # This takes seconds to import, and is not needed to print --help.
     from dcn_projects.engine import draw_predictions
 
-    try:
+    with exit_with_one_line():
         draw_predictions(
             args.config_files, args.weights, args.predict, args.opts, args.confidence, args.output
         )
-    except (OSError, ValueError) as e:
-        parser.exit(1, f"error: {e}\n")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ Train the small Deformable R-FCN on the generated digits, evaluate it on held-ou
 what it finds and where its deformable layers look. An interrupted run is taken up where it was.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 import itertools
 import json
 import sys
@@ -21,6 +24,7 @@ from detectron2.engine import DefaultPredictor, HookBase
 from dcn_projects.data import read_bgr_image
 from dcn_projects.engine import Trainer, load_predictor, parse_arguments, read_config, setup
 from dcn_projects.engine import main as run
+from dcn_projects.errors import exit_interrupted, exit_with_one_line
 from dcn_projects.vis import (
     OffsetPictures,
     contact_sheet,
@@ -178,6 +182,7 @@ def main():
 
 if __name__ == "__main__":
     try:
-        main()
-    except (OSError, ValueError) as e:
-        sys.exit(f"error: {e}")
+        with exit_with_one_line():
+            main()
+    except KeyboardInterrupt:
+        exit_interrupted("The same command goes on from the last checkpoint, if there is one")

@@ -16,7 +16,7 @@ PACKAGE = "dcn_projects"
 # those of lower rows, not those beside it. To move one is to change the design: CONTRIBUTING.md.
 LEVELS = [
     {"config_files", "config_keys", "errors", "layers", "lazy_import"},
-    {"config_renames"},
+    {"config_renames", "interrupts"},
     {"config"},
     {"checkpoint", "data", "evaluation", "modeling", "solver", "vis"},
     {"engine"},

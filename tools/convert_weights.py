@@ -18,16 +18,18 @@ The kind of the weights is found in the file:
 Where arrays are unknown, missing or misshapen, some of them are named, and nothing is written.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 import argparse
 import shlex
-import sys
 
 import torch
 
 from dcn_projects.checkpoint import convert_weights, training_only_names
 from dcn_projects.checkpoint.original_settings import reorders_anchors
 from dcn_projects.engine import read_config
-from dcn_projects.errors import one_line_errors
+from dcn_projects.errors import exit_with_one_line, one_line_errors
 from dcn_projects.modeling import build_model
 
 
@@ -52,7 +54,7 @@ def main():
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="override the config")
     args = parser.parse_intermixed_args()
-    try:
+    with exit_with_one_line():
         cfg = read_config(args.config_file, ["MODEL.DEVICE=meta", *args.opts])
         # On the device "meta" there are names and shapes without memory or initialisation.
         with one_line_errors(args.config_file), torch.device("meta"):
@@ -66,8 +68,6 @@ def main():
             args.legacy_anchors,
             training_only_names(model),
         )
-    except (OSError, ValueError) as e:
-        sys.exit(f"error: {e}")
     print(f"{args.output} is written from {args.source}: {kind}")
     if differing:
         settings = " ".join(f"{key} {shlex.quote(str(v))}" for key, v in differing.items())

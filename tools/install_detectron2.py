@@ -257,4 +257,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # dcn_projects may not be installed yet
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -9,11 +9,15 @@ writes 2,000 training and 200 test images to datasets/digits_coco, where `digits
 the digits twice as much; its data set is `digits_coco_hard`.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 import argparse
 import os
 
 from dcn_projects.data.datasets.builtin import ROOT
 from dcn_projects.data.datasets.warped_digits import make_dataset
+from dcn_projects.errors import exit_with_one_line
 
 
 def main():
@@ -41,10 +45,8 @@ def main():
     folder = f"digits_{args['format']}" + ("_hard" if hard else "")
     args["output"] = args["output"] or os.path.join(ROOT, folder)
     args["warp"] = 2.0 if hard else 1.0
-    try:
+    with exit_with_one_line():
         made = make_dataset(**args)
-    except (OSError, ValueError) as e:
-        parser.exit(1, f"error: {e}\n")
     print(f"{args['output']} is complete" if made else f"{args['output']} was complete already")
 
 

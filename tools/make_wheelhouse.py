@@ -6,6 +6,9 @@ Run it with the Python in which dcn_projects is installed: its dependencies are 
 for the given version of Python on Linux x86-64. Prints what to type on the other machine.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 import argparse
 import re
 import subprocess

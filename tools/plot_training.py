@@ -9,6 +9,9 @@ iterations, as in the log. Where a training went on from an earlier checkpoint, 
 was written of later iterations before is left out.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 import argparse
 import json
 from pathlib import Path
@@ -17,6 +20,8 @@ import matplotlib
 
 matplotlib.use("Agg")  # needs no display
 import matplotlib.pyplot as plt  # noqa: E402
+
+from dcn_projects.errors import exit_with_one_line  # noqa: E402
 
 DYNAMIC = "dynamic_rcnn/"
 
@@ -27,7 +32,7 @@ def parse_arguments():
     )
     parser.add_argument("folder", type=Path, metavar="OUTPUT_DIR")
     parser.add_argument("--output", type=Path, help="PNG file (OUTPUT_DIR/training.png)")
-    return parser, parser.parse_args()
+    return parser.parse_args()
 
 
 def read_metrics(path: Path) -> dict[str, dict[int, float]]:
@@ -91,8 +96,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser, args = parse_arguments()
-    try:
+    args = parse_arguments()
+    with exit_with_one_line():
         main(args)
-    except (OSError, ValueError) as e:
-        parser.exit(1, f"error: {e}\n")

@@ -9,6 +9,9 @@ Dynamic R-CNN and the classifier of mimicked patches. The result is evaluated an
 and also loads into the model without these parts.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +19,7 @@ from pathlib import Path
 import torch
 
 from dcn_projects.checkpoint import check_weights, training_only_entries
+from dcn_projects.errors import exit_with_one_line
 
 
 def strip(source: Path, output: Path) -> None:
@@ -49,10 +53,8 @@ def main() -> None:
     parser.add_argument("source", type=Path, help="checkpoint of a training")
     parser.add_argument("output", type=Path, help="file to write")
     args = parser.parse_args()
-    try:
+    with exit_with_one_line():
         strip(args.source, args.output)
-    except (OSError, ValueError) as e:
-        parser.exit(1, f"error: {e}\n")
     before, after = (path.stat().st_size / 2**20 for path in (args.source, args.output))
     print(f"wrote {args.output}: {after:.1f} MB of {before:.1f}")
 

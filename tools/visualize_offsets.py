@@ -14,6 +14,9 @@ the statistics are those of a data set and its annotated objects, else of the im
 detected there.
 """
 
+import dcn_projects.interrupts  # noqa: F401
+
+# isort: split
 import argparse
 import json
 from pathlib import Path
@@ -25,6 +28,7 @@ from dcn_projects.data import check_datasets, load_checked, loading, read_bgr_im
 from dcn_projects.data.images import check_image
 from dcn_projects.engine import build_predictor
 from dcn_projects.engine.command_line import ConfigArgumentParser
+from dcn_projects.errors import exit_with_one_line
 from dcn_projects.vis import (
     DilationStatistics,
     ImageOffsets,
@@ -68,7 +72,7 @@ def parse_arguments():
     if not args.predict and not args.dataset:
         parser.error("give --image, --dataset or both")
     args.image = args.predict[-1] if args.predict else None
-    return parser, args
+    return args
 
 
 def record_offsets(predictor, path, image: np.ndarray) -> ImageOffsets:
@@ -162,8 +166,6 @@ def main(args):
 
 
 if __name__ == "__main__":
-    parser, args = parse_arguments()
-    try:
+    args = parse_arguments()
+    with exit_with_one_line():
         main(args)
-    except (OSError, ValueError) as e:
-        parser.exit(1, f"error: {e}\n")

@@ -2,7 +2,13 @@ import os
 import re
 from pathlib import Path
 
-__all__ = ["last_checkpoint", "mirrored_output_dir", "weights_to_evaluate"]
+__all__ = [
+    "how_to_go_on",
+    "last_checkpoint",
+    "last_saved",
+    "mirrored_output_dir",
+    "weights_to_evaluate",
+]
 
 
 def mirrored_output_dir(root: str, config_file: str) -> str:
@@ -100,3 +106,25 @@ def checkpoint_after(folder: Path, iteration: int) -> Path:
             f"{', '.join(names) or '(none)'}"
         )
     return there[iteration]
+
+
+def last_saved(folder: Path) -> int | None:
+    """When the last checkpoint in OUTPUT_DIR was saved, in nanoseconds; None without one."""
+    named_by = folder / "last_checkpoint"
+    return named_by.stat().st_mtime_ns if named_by.exists() else None
+
+
+def how_to_go_on(folder: Path, resumed: bool, saved_before: int | None) -> str:
+    """
+    What the user of a training that was interrupted can do.
+
+    Args:
+        folder: OUTPUT_DIR
+        resumed: the training went on with what is there
+        saved_before: what `last_saved` was when it began
+    """
+    saved = last_saved(folder)
+    if saved is None or saved == saved_before and not resumed:
+        return "No checkpoint of this training is there yet: begin it anew"
+    name = (folder / "last_checkpoint").read_text(errors="replace").strip()
+    return f"The last checkpoint is {folder / name}: go on with --resume"

@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from dcn_projects.checkpoint import check_weights, load_to_start, load_trained
 from dcn_projects.data import check_datasets, check_exact_resume
-from dcn_projects.errors import one_line, one_line_errors
+from dcn_projects.errors import exit_interrupted, one_line, one_line_errors
 from dcn_projects.evaluation import copy_detections
 
 from .check_config import (
@@ -34,7 +34,7 @@ from .config import read_config, renamed_in
 from .data_checks import check_data
 from .launcher import launch
 from .options import option_pairs
-from .output_dir import last_checkpoint, weights_to_evaluate
+from .output_dir import how_to_go_on, last_checkpoint, last_saved, weights_to_evaluate
 from .trainer import Trainer
 
 __all__ = ["main", "predict", "run_program", "setup"]
@@ -42,15 +42,23 @@ __all__ = ["main", "predict", "run_program", "setup"]
 
 def run_program(args: Namespace, trainer: type[Trainer] = Trainer) -> None:
     """
-    All that train_net.py does with a command line, in as many processes as it asks for.
+    All that train_net.py does with a command line, in as many processes as it asks for. Ctrl-C ends
+    the program with one line, which says how to go on with a training.
 
     Args:
         args: of `parse_arguments`
         trainer: class to train and evaluate with
     """
-    if not args.predict:
-        setup(args)  # a mistake is reported once, and not by each of the processes to come
-    launch(functools.partial(main, trainer=trainer), args)
+    advice = str
+    try:
+        if not args.predict:
+            cfg = setup(args)  # a mistake is reported once, and not by each process to come
+            if not args.eval_only:
+                folder = Path(cfg.OUTPUT_DIR)
+                advice = functools.partial(how_to_go_on, folder, args.resume, last_saved(folder))
+        launch(functools.partial(main, trainer=trainer), args)
+    except KeyboardInterrupt:
+        exit_interrupted(advice())
 
 
 def main(args: Namespace, trainer: type[Trainer] = Trainer):

@@ -34,7 +34,7 @@ ORIGINAL = Original("R-FCN", True, classes=21, anchors=9, units=(1, 1, 1, 1), sh
 
 @pytest.fixture
 def run_tool(monkeypatch, capsys):
-    """Returns the exit code (an error's message is one, too) and what was printed."""
+    """Returns the exit code, or in its place the message of an error, and what was printed."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
@@ -43,7 +43,10 @@ def run_tool(monkeypatch, capsys):
             code = 0
         except SystemExit as e:
             code = e.code
-        return code, capsys.readouterr().out
+        out, err = capsys.readouterr()
+        if code == 1:
+            code = err[err.index("error: ") :].strip()
+        return code, out
 
     return run
 
