@@ -20,6 +20,7 @@ __all__ = [
     "check_augmentation",
     "check_classes",
     "check_evaluators",
+    "check_keypoints",
     "check_keys",
     "check_kind",
     "check_preprocessing",
@@ -214,6 +215,37 @@ def check_classes(cfg: CfgNode, name: str) -> None:
         raise ValueError(
             f"{task.num_classes} is {expected}, but data set {name} has {len(classes)} classes"
         )
+
+
+def check_keypoints(cfg: CfgNode, names: Iterable[str]) -> None:
+    """
+    Args:
+        names: of registered data sets
+    Raises:
+        ValueError: if keypoints are found, and one of the data sets has none, or another number of
+            them, or there is no data set of training, from which detectron2 takes their names
+    """
+    if not cfg.MODEL.KEYPOINT_ON or task_of(cfg).output != "instances":
+        return
+    if not cfg.DATASETS.TRAIN:
+        raise ValueError(
+            "MODEL.KEYPOINT_ON: the names of the keypoints are those of DATASETS.TRAIN, which is "
+            "empty. Name the data set of the training, also to evaluate"
+        )
+    expected = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *names)):
+        metadata = MetadataCatalog.get(name)
+        for key in ("keypoint_names", "keypoint_flip_map"):
+            if metadata.get(key) is None:
+                raise ValueError(
+                    f"MODEL.KEYPOINT_ON is True, but data set {name} has no {key} in its Metadata. "
+                    "Take data with keypoints, or make it False"
+                )
+        if len(metadata.keypoint_names) != expected:
+            raise ValueError(
+                f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {expected}, but data set {name} has "
+                f"{len(metadata.keypoint_names)} keypoints"
+            )
 
 
 def check_evaluators(cfg: CfgNode, needed: str | None = None) -> None:

@@ -150,5 +150,5 @@ def _check_once(name: str, load, evaluated: bool, needs: tuple, stamps: tuple) -
             check_labels(name, records, num_classes, *options)
         else:
             classes = MetadataCatalog.get(name).get("thing_classes")
-            check_objects(records, len(classes) if classes else num_classes, *options)
+            check_objects(name, records, len(classes) if classes else num_classes, *options)
         check_pictures(records)

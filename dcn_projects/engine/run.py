@@ -24,6 +24,7 @@ from dcn_projects.evaluation import copy_detections
 from .check_config import (
     check_augmentation,
     check_evaluators,
+    check_keypoints,
     check_keys,
     check_kind,
     check_preprocessing,
@@ -142,6 +143,7 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     check_datasets(names)
     for name in names:
         check_kind(cfg, name)
+    check_keypoints(cfg, names)
     check_evaluators(cfg, "coco" if args.evaluate else None)
     if not args.eval_only:
         check_training(cfg)

@@ -34,10 +34,10 @@ def records(**more):
     ids=str,
 )
 def test_objects_that_can_be_used(annotation, options):
-    check_objects(records(**annotation), **options)
+    check_objects("mine", records(**annotation), **options)
     unknown_size = records(**annotation)
     del unknown_size[1]["width"], unknown_size[1]["height"]
-    check_objects(unknown_size, **options)
+    check_objects("mine", unknown_size, **options)
 
 
 MEND = "Correct it, or take it out"
@@ -84,6 +84,11 @@ MEND = "Correct it, or take it out"
             f"RLE whose counts add up to 80, expected 9 x 9 pixels. {MEND}",
         ),
         (
+            dict(keypoints=[]),
+            dict(num_keypoints=2),
+            "no keypoints. Take data with keypoints, or MODEL.KEYPOINT_ON False",
+        ),
+        (
             {},
             dict(num_keypoints=2),
             "no keypoints. Take data with keypoints, or MODEL.KEYPOINT_ON False",
@@ -103,5 +108,7 @@ MEND = "Correct it, or take it out"
 )
 def test_objects_that_cannot_be_used(annotation, options, problem):
     with pytest.raises(OSError) as error:
-        check_objects(records(**annotation), **options)
-    assert str(error.value) == f"1.jpg: in the annotations an object has {problem}"
+        check_objects("mine", records(**annotation), **options)
+    assert str(error.value) == (
+        f"1.jpg: in the annotations of data set mine an object has {problem}"
+    )

@@ -10,6 +10,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from dcn_projects import add_dcn_config
 from dcn_projects.config import reads
 from dcn_projects.engine import check_classes, check_keys, check_preprocessing
+from dcn_projects.engine.check_config import check_keypoints
 from dcn_projects.modeling import OHEMROIHeads
 
 MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
@@ -46,6 +47,48 @@ def test_other_classes(model, head, request):
         check_classes(cfg, "three")
     cfg.MODEL[head].NUM_CLASSES = 3
     check_classes(cfg, "three")
+
+
+@pytest.fixture
+def data_with_keypoints():
+    """`seventeen` and `five` keypoints, `names` of them without what is left and right, `none`."""
+    for name, count in (("seventeen", 17), ("five", 5)):
+        names = [str(k) for k in range(count)]
+        MetadataCatalog.get(name).set(keypoint_names=names, keypoint_flip_map=[])
+    MetadataCatalog.get("names").keypoint_names = [str(k) for k in range(17)]
+    MetadataCatalog.get("none").thing_classes = ["a"]
+    yield
+    for name in ("seventeen", "five", "names", "none"):
+        MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize(
+    "train, test, named",
+    [
+        (["none"], ["seventeen"], "data set none has no keypoint_names in its Metadata"),
+        (["seventeen"], ["none"], "data set none has no keypoint_names in its Metadata"),
+        (["seventeen", "names"], [], "data set names has no keypoint_flip_map"),
+        (["five"], ["five"], "NUM_KEYPOINTS is 17, but data set five has 5 keypoints"),
+        ([], ["seventeen"], "DATASETS.TRAIN, which is empty"),
+    ],
+)
+def test_data_without_keypoints(train, test, named, data_with_keypoints):
+    cfg = get_cfg()
+    cfg.MODEL.KEYPOINT_ON, cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = True, train, test
+    with pytest.raises(ValueError, match=named):
+        check_keypoints(cfg, test)
+    cfg.MODEL.KEYPOINT_ON = False
+    check_keypoints(cfg, test)
+    cfg.MODEL.KEYPOINT_ON, cfg.MODEL.META_ARCHITECTURE = True, "SemanticSegmentor"
+    check_keypoints(cfg, test)
+
+
+def test_data_with_keypoints(data_with_keypoints):
+    cfg = get_cfg()
+    cfg.MODEL.KEYPOINT_ON, cfg.DATASETS.TRAIN = True, ["seventeen"]
+    check_keypoints(cfg, ["seventeen"])
+    cfg.DATASETS.TRAIN, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = ["five"], 5
+    check_keypoints(cfg, ["five"])
 
 
 class StrangeHeads(StandardROIHeads):

@@ -383,3 +383,11 @@ def test_missing_config_file():
 
 def test_output_folder_that_cannot_be_made(own_data):
     check_message(error_of(*options_for(own_data(), "/proc/nothing")), ["/proc/nothing"])
+
+
+@pytest.mark.parametrize("flags", [[], ["--eval-only", "MODEL.WEIGHTS", "model.pth"]])
+def test_data_without_keypoints(flags, own_data, tmp_path):
+    name = own_data()
+    options = [*options_for(name, tmp_path), "MODEL.KEYPOINT_ON", "True"]
+    message = error_of(*flags, *options, config="Mask-RCNN/mask_rcnn_R_14_FPN_gn_digits.yaml")
+    check_message(message, ["MODEL.KEYPOINT_ON", f"data set {name} has no keypoint_names"])

@@ -5,7 +5,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_pascal_voc as register_with_detectron2
 
 from dcn_projects.data import register_pascal_voc
-from dcn_projects.engine import Trainer, read_config
+from dcn_projects.engine import Trainer, check_data, read_config
 from tests.digits_data import CONFIG, SMALL
 from tests.voc_data import annotation_xml, object_xml, write_voc
 
@@ -45,5 +45,5 @@ def test_training_data_are_checked(folder, cfg):
     path = folder / "Annotations/b.xml"
     path.write_text(annotation_xml(object_xml("ten")))
     with pytest.raises(OSError) as e:
-        Trainer.build_train_loader(cfg)
+        check_data(cfg, ["mine"], [])
     assert str(e.value) == LINE.format(folder)

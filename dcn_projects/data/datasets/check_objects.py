@@ -11,6 +11,7 @@ _NEEDED = ("bbox", "bbox_mode", "category_id")
 
 
 def check_objects(
+    name: str,
     records: Iterable[dict],
     num_classes: int | None = None,
     masks: str | None = None,
@@ -18,6 +19,7 @@ def check_objects(
 ) -> None:
     """
     Args:
+        name: of the data set
         records: detectron2's, of the images of a data set
         num_classes: K, of the model; None where it tells none apart
         masks: "polygon" or "bitmask", INPUT.MASK_FORMAT, where masks are learnt; "any" where they
@@ -33,7 +35,10 @@ def check_objects(
             size = record.get("width", inf), record.get("height", inf)
             problem = _problem(annotation, size, num_classes, masks, num_keypoints)
             if problem:
-                raise OSError(f"{record['file_name']}: in the annotations an object has {problem}")
+                raise OSError(
+                    f"{record['file_name']}: in the annotations of data set {name} an object has "
+                    f"{problem}"
+                )
 
 
 def _problem(annotation: dict, size, num_classes, masks, num_keypoints) -> str:
@@ -55,7 +60,7 @@ def _problem(annotation: dict, size, num_classes, masks, num_keypoints) -> str:
     if masks and has_mask and (problem := mask_problem(mask, *size)):
         return f"{problem}. Correct it, or take it out"
     if num_keypoints is not None and not is_crowd:
-        if "keypoints" not in annotation:
+        if not annotation.get("keypoints"):
             return "no keypoints. Take data with keypoints, or MODEL.KEYPOINT_ON False"
         if problem := keypoint_problem(annotation["keypoints"], num_keypoints, *size):
             return f"{problem}. Correct it, or take it out"
