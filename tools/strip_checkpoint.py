@@ -28,6 +28,8 @@ def strip(source: Path, output: Path) -> None:
         OSError: if the source cannot be read, or the output not be written
         ValueError: if the source is no checkpoint of a detectron2 training
     """
+    if not source.is_file():  # what check_weights advises is for trainings
+        raise FileNotFoundError(f"{source} does not exist")
     check_weights(str(source), "the checkpoint")
     if source.suffix != ".pth" or output.suffix != ".pth":
         raise ValueError("both files must be .pth")

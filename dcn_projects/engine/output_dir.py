@@ -47,8 +47,8 @@ def weights_to_evaluate(cfg, iteration: int | None, weights_given: bool) -> str:
         return str(last)
     if not cfg.MODEL.WEIGHTS:
         raise ValueError(
-            f"MODEL.WEIGHTS is empty and OUTPUT_DIR {folder} has no checkpoint: name the one to "
-            "evaluate"
+            f"MODEL.WEIGHTS is empty and OUTPUT_DIR {folder} has no checkpoint: name one with "
+            "--load FILE or MODEL.WEIGHTS"
         )
     return cfg.MODEL.WEIGHTS
 

@@ -70,6 +70,7 @@ def test_mistakes(content, names, message, run_program, tmp_path):
         torch.save(content, source)
     code, text = run_program(TOOL, source, output)
     assert code == 1 and text.startswith("error: ") and message in text
+    assert "random" not in text  # weights, which are advised where a training begins
     assert not output.exists()
 
 
