@@ -15,6 +15,7 @@ from dcn_projects.data import (
     check_labels,
     check_objects,
     check_pictures,
+    check_widths,
     expected_paths,
     load_checked,
     loading,
@@ -44,10 +45,10 @@ def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]
     for name, evaluated in [*((n, False) for n in to_learn), *((n, True) for n in to_evaluate)]:
         check_datasets([name])
         check_kind(cfg, name)
-        needs, stamps = _needs(cfg, name, evaluated), _stamps(name)
+        needs, sides, stamps = _needs(cfg, name, evaluated), _sides(cfg, evaluated), _stamps(name)
         compare = check_class_order if evaluated else check_classes
         compare(cfg, name)  # names that are known already
-        _check_once(name, DatasetCatalog[name], evaluated, needs, stamps)
+        _check_once(name, DatasetCatalog[name], evaluated, needs, sides, stamps)
         compare(cfg, name)  # and those that the data set has itself
 
 
@@ -134,6 +135,13 @@ def _needs(cfg: CfgNode, name: str, evaluated: bool) -> tuple:
     return task.output, num_classes, masks, keypoints
 
 
+def _sides(cfg: CfgNode, evaluated: bool) -> tuple[int, int]:
+    """Of images for the network: the short one, and the most that the long one may have."""
+    if evaluated:
+        return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    return min(cfg.INPUT.MIN_SIZE_TRAIN, default=0), cfg.INPUT.MAX_SIZE_TRAIN
+
+
 def _stamps(name: str) -> tuple:
     """When the files of a data set were changed."""
     paths = [path for path in expected_paths(name) if "://" not in path]
@@ -141,7 +149,9 @@ def _stamps(name: str) -> tuple:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_once(name: str, load, evaluated: bool, needs: tuple, stamps: tuple) -> None:
+def _check_once(
+    name: str, load, evaluated: bool, needs: tuple, sides: tuple[int, int], stamps: tuple
+) -> None:
     """`load` and `stamps` are there to tell a set from another one, or from its earlier state."""
     records = load_checked(name, evaluated)
     output, num_classes, *options = needs
@@ -152,3 +162,4 @@ def _check_once(name: str, load, evaluated: bool, needs: tuple, stamps: tuple) -
             classes = MetadataCatalog.get(name).get("thing_classes")
             check_objects(name, records, len(classes) if classes else num_classes, *options)
         check_pictures(records)
+        check_widths(name, records, *sides)

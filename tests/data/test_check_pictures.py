@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcn_projects.data import check_labels, check_pictures
+from dcn_projects.data import check_labels, check_pictures, check_widths
 
 MEND = ". Replace the file, or take the image out of the data set"
 
@@ -140,3 +140,17 @@ def test_labels_with_nothing_to_be_told_apart(records, values, found, caplog):
     (warning,) = caplog.messages
     assert warning.startswith(f"data set mine: 3 label files have {found} of the pixels")
     assert warning.endswith("Labels are the numbers 0 to 1 of the classes, not grey levels")
+
+
+@pytest.mark.parametrize("width, height, seen", [(2000, 3, "1000 x 2"), (3, 1000, "3 x 1000")])
+def test_images_that_are_too_narrow(records, width, height, seen, caplog):
+    check_widths("mine", records, 600, 1000)
+    del records[0]["width"]
+    assert not caplog.messages
+    records[1] |= {"width": width, "height": height}
+    check_widths("mine", records, 600, 1000)
+    (warning,) = caplog.messages
+    assert f"1.png has {width} x {height} pixels, of which the network sees {seen}" in warning
+    assert "narrower than 32 there: 1 in this data set" in warning
+    check_widths("mine", records[:1] + records[2:], 0, 1333)  # not resized: 30 pixels are fewer
+    assert "2.bmp has 40 x 30 pixels, of which the network sees 40 x 30" in caplog.messages[1]

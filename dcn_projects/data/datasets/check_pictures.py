@@ -10,9 +10,10 @@ import numpy as np
 from ..images import damage, image_size
 from ..labels import read_labels
 
-__all__ = ["check_labels", "check_pictures"]
+__all__ = ["check_labels", "check_pictures", "check_widths"]
 
 _NUM_LABELS = 500  # files that are read in full before a training
+_STRIDE = 32  # pixels of the network's input per cell of the coarsest map
 _THREADS = 8  # they wait for the disk, or decode without Python's lock
 
 
@@ -49,6 +50,36 @@ def _picture_problem(record: dict) -> str:
             f"{record['width']} x {record['height']}"
         )
     return ""
+
+
+def check_widths(name: str, records: Iterable[dict], short: int, longest: int) -> None:
+    """
+    Warns if images are so narrow that a network without padding may have nothing left of them.
+
+    Args:
+        name: of the data set
+        records: detectron2's; those without "width" and "height" are left out
+        short, longest: the short side that images are resized to, and what the other one may not
+            exceed, in pixels; a short side of 0 leaves them as they are
+    """
+    narrow = [
+        (record["file_name"], width, height, scale)
+        for record in records
+        if (width := record.get("width", 0)) and (height := record.get("height", 0))
+        for scale in [_scale(width, height, short, longest)]
+        if min(width, height) * scale < _STRIDE
+    ]
+    if narrow:
+        path, width, height, scale = narrow[0]
+        logging.getLogger(__name__).warning(
+            f"data set {name}: {path} has {width} x {height} pixels, of which the network sees "
+            f"{width * scale:.0f} x {height * scale:.0f}. Models that do not pad images may fail "
+            f"on those that are narrower than {_STRIDE} there: {len(narrow)} in this data set"
+        )
+
+
+def _scale(width: int, height: int, short: int, longest: int) -> float:
+    return min(short / min(width, height), longest / max(width, height)) if short else 1.0
 
 
 def check_labels(name: str, records: Sequence[dict], num_classes: int, ignore_label: int) -> None:
