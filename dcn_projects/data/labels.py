@@ -1,5 +1,7 @@
 """Files that hold the class of every pixel."""
 
+import os
+
 import numpy as np
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
 from PIL import Image
@@ -11,7 +13,7 @@ __all__ = ["read_labels"]
 _MAX_CITYSCAPES_ID = 33  # "bicycle"
 
 
-def read_labels(path: str, num_classes: int, ignore_label: int) -> np.ndarray:
+def read_labels(path: str | os.PathLike, num_classes: int, ignore_label: int) -> np.ndarray:
     """
     Read a PNG, grey or with a palette, whose values are the labels; a `*_labelIds.png` of
     Cityscapes, of whose ids those that are not evaluated become `ignore_label`; or a `.mat` file of
@@ -26,6 +28,7 @@ def read_labels(path: str, num_classes: int, ignore_label: int) -> np.ndarray:
     Raises:
         OSError: if the file cannot be read, is of another kind or has other labels
     """
+    path = os.fspath(path)
     try:
         labels = _read_mat(path) if path.endswith(".mat") else _read_png(path)
     except FileNotFoundError as e:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from detectron2.structures import Boxes, pairwise_iou
 __all__ = [
     "Annotated",
     "Detected",
+    "form_reasons",
     "is_low",
     "object_reasons",
     "tell_nothing",
@@ -82,9 +84,9 @@ def tell_nothing(name: str) -> None:
     )
 
 
-def tell_unknown(images: Sequence, source: str) -> None:
+def tell_unknown(images: Sequence, source: str | os.PathLike) -> None:
     """Of images that were evaluated, and are not in the file that says which there are."""
-    if source.endswith("_coco_format.json"):
+    if os.fspath(source).endswith("_coco_format.json"):
         advice = "detectron2 made this file when the data set was another one: delete it."
     else:
         advice = "register the data set with its own file, whose ids have the same type."

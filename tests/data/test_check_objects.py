@@ -1,5 +1,6 @@
 """What is said of the records of any data set, in whatever format it is kept."""
 
+import numpy as np
 import pytest
 from detectron2.structures import BoxMode
 
@@ -30,6 +31,8 @@ def records(**more):
         (dict(segmentation=RLE, iscrowd=1), dict(masks="polygon")),
         (dict(iscrowd=1), dict(masks="polygon", num_keypoints=2)),
         (dict(keypoints=[1, 2, 2, 0, 0, 0]), dict(num_keypoints=2)),
+        (dict(keypoints=[[1, 2, 2], [0, 0, 0]]), dict(num_keypoints=2)),
+        (dict(keypoints=np.zeros(6)), dict(num_keypoints=2)),
     ],
     ids=str,
 )
@@ -82,6 +85,11 @@ MEND = "Correct it, or take it out"
             dict(segmentation=RLE | {"counts": [80]}),
             dict(masks="any"),
             f"RLE whose counts add up to 80, expected 9 x 9 pixels. {MEND}",
+        ),
+        (
+            dict(keypoints=np.zeros(0)),
+            dict(num_keypoints=2),
+            "no keypoints. Take data with keypoints, or MODEL.KEYPOINT_ON False",
         ),
         (
             dict(keypoints=[]),

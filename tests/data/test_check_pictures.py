@@ -1,5 +1,7 @@
 """What is said of image files and label files before anything is trained."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -45,6 +47,16 @@ def test_files_that_can_be_used(records, caplog):
     check_pictures(records)
     check_labels("mine", records, 2, 255)
     assert not caplog.records
+
+
+def test_files_that_are_named_by_paths(records, tmp_path):
+    for record in records:
+        record["file_name"] = Path(record["file_name"])
+        record["sem_seg_file_name"] = Path(record["sem_seg_file_name"])
+    check_pictures(records)
+    check_labels("mine", records, 2, 255)
+    records[1]["file_name"] = tmp_path / "none.jpg"
+    assert "none.jpg does not exist" in message_of(check_pictures, records)
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])

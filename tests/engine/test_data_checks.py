@@ -242,6 +242,18 @@ def test_classes_of_an_evaluation_without_training_data(register, tmp_path):
     assert class_order(cfg, three) is None
 
 
+def test_files_that_are_registered_as_paths(register, datasets, request, tmp_path):
+    text = Path(MetadataCatalog.get(register()).json_file).read_text()
+    path = tmp_path / "paths.json"
+    path.write_text(text)
+    register_coco_instances("paths", {}, path, datasets / "digits_coco/train")
+    request.addfinalizer(lambda: (DatasetCatalog.remove("paths"), MetadataCatalog.remove("paths")))
+    check_data(config_for("paths", "paths"), ["paths"], ["paths"])
+    path.write_text(text[:500])
+    with pytest.raises(OSError, match="paths.json: the file is cut off"):
+        check_data(config_for("paths", "paths"), ["paths"], ["paths"])
+
+
 def test_images_of_another_size(register, datasets, tmp_path):
     def change(content):
         content["images"][3].update(width=50)

@@ -110,7 +110,7 @@ def _problems_of_images(images: list) -> Iterator[str]:
             yield f"{where} has the file_name {image['file_name']!r}, expected a path"
         for side in ("width", "height"):
             if not isinstance(image[side], int) or image[side] < 1:
-                yield f"{where} has the {side} {image[side]!r}, expected 1 or more pixels"
+                yield f"{where} has the {side} {image[side]!r}, expected a whole number of pixels"
     yield from _repeated("images", images)
 
 

@@ -21,13 +21,13 @@ PATH_KEYS += ("sem_seg_root", "voc_root", "panoptic_json", "panoptic_root")
 
 
 def expected_paths(name: str) -> list[str]:
-    """The files and folders that a registered data set needs."""
+    """The files and folders that a registered data set needs. Metadata may have them as paths."""
     meta = MetadataCatalog.get(name)
     paths = [meta.get(key) for key in PATH_KEYS]
     if meta.get("dirname"):
         files = VocFiles.find(meta.dirname, meta.get("split"))
         paths += [files.image_list, files.annotations, files.pictures]
-    return [path for path in paths if path]
+    return [os.fspath(path) for path in paths if path]
 
 
 def check_datasets(names: Iterable[str]):

@@ -60,8 +60,9 @@ def _problem(annotation: dict, size, num_classes, masks, num_keypoints) -> str:
     if masks and has_mask and (problem := mask_problem(mask, *size)):
         return f"{problem}. Correct it, or take it out"
     if num_keypoints is not None and not is_crowd:
-        if not annotation.get("keypoints"):
+        keypoints = annotation.get("keypoints")
+        if keypoints is None or len(keypoints) == 0:
             return "no keypoints. Take data with keypoints, or MODEL.KEYPOINT_ON False"
-        if problem := keypoint_problem(annotation["keypoints"], num_keypoints, *size):
+        if problem := keypoint_problem(keypoints, num_keypoints, *size):
             return f"{problem}. Correct it, or take it out"
     return ""

@@ -29,7 +29,7 @@ def check_pictures(records: Iterable[dict]) -> None:
         OSError: if a file is missing, cut off or no image that can be read, or does not have the
             size that its record says
     """
-    records = [record for record in records if "://" not in record["file_name"]]
+    records = [record for record in records if not is_remote(record["file_name"])]
     with ThreadPoolExecutor(_THREADS) as pool:
         for record, problem in zip(records, pool.map(_picture_problem, records)):
             if problem:
@@ -37,6 +37,10 @@ def check_pictures(records: Iterable[dict]) -> None:
                     f"{record['file_name']} {problem}. Replace the file, or take the image out of "
                     "the data set"
                 )
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    return "://" in os.fspath(path)
 
 
 def _picture_problem(record: dict) -> str:
@@ -100,7 +104,7 @@ def check_labels(name: str, records: Sequence[dict], num_classes: int, ignore_la
         path = record.get("sem_seg_file_name")
         if path is None:
             raise OSError(f"{record['file_name']}: the data set names no file with its labels")
-        if "://" not in path and not os.path.isfile(path):
+        if not is_remote(path) and not os.path.isfile(path):
             raise FileNotFoundError(f"{path} is missing, the labels of {record['file_name']}")
     places = np.linspace(0, len(records) - 1, min(len(records), _NUM_LABELS)).astype(int)
     pixels = np.zeros(256, dtype=np.int64)
@@ -125,7 +129,7 @@ def check_labels(name: str, records: Sequence[dict], num_classes: int, ignore_la
 def _label_counts(record: dict, num_classes: int, ignore_label: int) -> np.ndarray:
     path = record["sem_seg_file_name"]
     labels = read_labels(path, num_classes, ignore_label)
-    if "://" not in record["file_name"]:
+    if not is_remote(record["file_name"]):
         width, height = image_size(record["file_name"])
         if labels.shape != (height, width):
             raise OSError(

@@ -57,15 +57,16 @@ def mask_problem(mask, width: Real, height: Real) -> str:
 def keypoint_problem(keypoints, count: int, width: Real, height: Real) -> str:
     """
     Args:
-        keypoints: [x, y, visibility, ...] in pixels; visibility is 0 (not annotated), 1 or 2
+        keypoints: [x, y, visibility, ...] in pixels, flat or three in a row; visibility is 0 (not
+            annotated), 1 or 2
         count: that an object has
         width, height: of the image; infinite where it is not known
     """
     try:
-        values = np.asarray(keypoints, dtype=float)
+        values = np.asarray(keypoints, dtype=float).ravel()
     except (TypeError, ValueError):
         return f"the keypoints {keypoints!r:.40}, expected numbers x, y, visibility of each"
-    if values.shape != (3 * count,):
+    if values.size != 3 * count:
         return f"{values.size} numbers for keypoints, expected 3 for each of {count}"
     x, y, seen = values.reshape(-1, 3).T
     if not np.isin(seen, (0, 1, 2)).all():

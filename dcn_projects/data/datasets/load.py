@@ -1,3 +1,5 @@
+import os
+
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .check_coco_json import check_coco_json
@@ -25,7 +27,7 @@ def load_checked(name: str, evaluated: bool = False) -> list[dict]:
     check_voc(name)
     with loading([name]):
         if metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
-            check_coco_json(metadata.json_file, evaluated)
+            check_coco_json(os.fspath(metadata.json_file), evaluated)
         records = DatasetCatalog.get(name)
         if not records:
             raise ValueError("it has no images")
