@@ -48,12 +48,14 @@ def one_line_errors(config_file: str):
 
 @contextlib.contextmanager
 def exit_with_one_line() -> Iterator[None]:
-    """Within this context an error that the user of a program can mend ends it with one line."""
+    """
+    Within this context an error that the user of a program can mend ends it with one line,
+    and with exit code 1.
+    """
     try:
         yield
     except (OSError, ValueError) as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {e}")
 
 
 def exit_interrupted(how_to_go_on: str = "") -> NoReturn:

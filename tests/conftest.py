@@ -82,6 +82,9 @@ def run_program(monkeypatch, capsys):
             runpy.run_path(str(ROOT / path), run_name="__main__")
         except SystemExit as e:
             code = e.code
+            if isinstance(code, str):  # Python writes it, and its exit code is 1
+                print(code, file=sys.stderr)
+                code = 1
         captured = capsys.readouterr()
         return code, captured.out + captured.err
 

@@ -65,7 +65,8 @@ def test_a_program_for_the_layout_of_voc(folder, run):
     # A mistake in the test data is found before the training.
     path = folder / "my_voc/annotations/val 1.xml"
     path.write_text(path.read_text().replace("dog", "dgo"))
-    assert run(train)[0] == (
+    code, output = run(train)
+    assert code == 1 and output.splitlines()[-1] == (
         "error: my_voc/annotations/val 1.xml: an object is of the class 'dgo', which is none of "
         "the data set's (cat, dog). Correct it, or add the class where the data set is registered"
     )

@@ -18,7 +18,7 @@ from detectron2.utils.logger import setup_logger
 
 from dcn_projects.checkpoint import check_weights, load_to_start, load_trained
 from dcn_projects.data import check_datasets, check_exact_resume
-from dcn_projects.errors import exit_interrupted, one_line, one_line_errors
+from dcn_projects.errors import exit_interrupted, exit_with_one_line, one_line, one_line_errors
 from dcn_projects.evaluation import copy_detections
 
 from .check_config import (
@@ -76,7 +76,7 @@ def main(args: Namespace, trainer: type[Trainer] = Trainer):
     if args.predict:
         return predict(args)
     cfg = setup(args)
-    with _exit_with_one_line():
+    with exit_with_one_line():
         default_setup(cfg, args)
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="dcn_projects")
         if renamed := renamed_in(args.config_file):  # also for the log in OUTPUT_DIR
@@ -100,7 +100,7 @@ def predict(args: Namespace) -> None:
     """
     from .drawing import TENSORPACK_STYLE, draw_predictions  # needs OpenCV, as nothing else here
 
-    with _exit_with_one_line():
+    with exit_with_one_line():
         draw_predictions(
             args.config_files,
             args.weights,
@@ -118,7 +118,7 @@ def setup(args: Namespace) -> CfgNode:
         CfgNode: the frozen config of a command line, whose files are known to be there. Exits with
             one line that names what is wrong
     """
-    with _exit_with_one_line():
+    with exit_with_one_line():
         cfg = read_config(args.config_file, args.opts)
         if args.eval_only:
             given = "MODEL.WEIGHTS" in dict(option_pairs(args.opts))
@@ -186,14 +186,6 @@ def prepare(cfg: CfgNode, args: Namespace, trainer: type[Trainer]):
         at_random = load_to_start(training.model, cfg.MODEL.WEIGHTS)
         check_frozen(cfg, training.checkpointer.model, at_random)
     return training.train
-
-
-@contextlib.contextmanager
-def _exit_with_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as e:
-        sys.exit(f"error: {e}")
 
 
 @contextlib.contextmanager

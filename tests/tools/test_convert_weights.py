@@ -43,10 +43,7 @@ def run_tool(monkeypatch, capsys):
             code = 0
         except SystemExit as e:
             code = e.code
-        out, err = capsys.readouterr()
-        if code == 1:
-            code = err[err.index("error: ") :].strip()
-        return code, out
+        return code, capsys.readouterr().out
 
     return run
 

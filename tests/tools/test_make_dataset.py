@@ -16,7 +16,10 @@ TOOL = Path(__file__).parents[2] / "tools" / "make_dataset.py"
 
 @pytest.fixture
 def run_tool(monkeypatch, capsys):
-    """Returns the exit code and what was printed (without the progress bar, on standard error)."""
+    """
+    Returns the exit code, or in its place the message of an error, and what was printed (without
+    the progress bar, on standard error).
+    """
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
@@ -100,14 +103,14 @@ def test_interrupted_is_made_again(run_tool, tmp_path, monkeypatch):
 def test_mistakes_end_in_one_line(run_tool, tmp_path):
     run_tool("--output", tmp_path / "a", *SMALL)
     before = contents(tmp_path)
-    code, text = run_tool("--output", tmp_path / "a", "--seed", 1, *SMALL)
-    assert code == 1 and text.count("\n") == 1
-    assert "another recipe (seed 0)" in text and str(tmp_path / "a") in text
+    error, _ = run_tool("--output", tmp_path / "a", "--seed", 1, *SMALL)
+    assert error.startswith("error: ") and "\n" not in error
+    assert "another recipe (seed 0)" in error and str(tmp_path / "a") in error
     assert contents(tmp_path) == before
 
     (tmp_path / "b").mkdir()
     (tmp_path / "b/thesis.tex").write_text("")
-    code, text = run_tool("--output", tmp_path / "b", *SMALL)
-    assert code == 1 and "not empty" in text
-    code, text = run_tool("--output", tmp_path / "c", "--size", 8)
-    assert code == 1 and "size 8" in text
+    error, _ = run_tool("--output", tmp_path / "b", *SMALL)
+    assert "not empty" in error
+    error, _ = run_tool("--output", tmp_path / "c", "--size", 8)
+    assert "size 8" in error
