@@ -19,7 +19,7 @@ _MODULES = {
     "check_kind": "check_config",
     "check_preprocessing": "check_config",
     "check_training": "check_config",
-    "class_order": "data_checks",
+    "class_order": "classes_by_name",
     "draw_predictions": "drawing",
     "last_checkpoint": "output_dir",
     "launch": "launcher",

@@ -30,7 +30,7 @@ from .check_config import (
     check_preprocessing,
     check_training,
 )
-from .check_start import check_frozen
+from .check_frozen import check_frozen
 from .config import read_config, renamed_in
 from .data_checks import check_data
 from .launcher import launch

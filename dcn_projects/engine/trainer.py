@@ -25,7 +25,8 @@ from dcn_projects.modeling import build_model
 from dcn_projects.solver import build_optimizer
 
 from .check_config import check_augmentation, check_classes
-from .data_checks import check_class_order, check_data, class_order
+from .classes_by_name import check_class_order, class_order
+from .data_checks import check_data
 from .metric_printer import MetricPrinter
 from .offset_statistics import OffsetStatistics
 from .resumed_optimizer import in_own_order

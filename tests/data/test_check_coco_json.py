@@ -166,7 +166,11 @@ def test_annotations(where, value, problem, check):
         ("images.1.file_name", "", "images[1] has the file_name '', expected a path"),
         ("images.1.width", None, "images[1] has no 'width': "),
         ("images.1.height", 0, "images[1] has the height 0, expected a whole number of pixels"),
-        ("images.1.height", "40", "images[1] has the height '40', expected a whole number of pixels"),
+        (
+            "images.1.height",
+            "40",
+            "images[1] has the height '40', expected a whole number of pixels",
+        ),
         ("images", [], "the list 'images' is empty"),
         ("categories", [], "the list 'categories' is empty"),
         ("categories", None, "there is no list 'categories'"),

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 
 from dcn_projects.engine import Trainer, check_data, class_order, main, parse_arguments, read_config
-from dcn_projects.engine.data_checks import check_class_order
+from dcn_projects.engine.classes_by_name import check_class_order
 from tests.digits_data import CONFIG, ROOT, SMALL, check_message
 
 MASKS = "configs/Mask-RCNN/mask_rcnn_R_14_FPN_gn_digits.yaml"

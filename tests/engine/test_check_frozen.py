@@ -7,7 +7,7 @@ import torch
 
 from dcn_projects.checkpoint import load_to_start
 from dcn_projects.engine import read_config
-from dcn_projects.engine.check_start import check_frozen
+from dcn_projects.engine.check_frozen import check_frozen
 from dcn_projects.modeling import build_model
 from tests.yaml_files import LEAVES
 

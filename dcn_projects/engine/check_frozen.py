@@ -1,4 +1,4 @@
-"""Whether a training can start from what was loaded."""
+"""Whether the layers that a training does not change were loaded."""
 
 from collections.abc import Collection
 
