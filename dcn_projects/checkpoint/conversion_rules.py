@@ -11,6 +11,7 @@ __all__ = [
     "Rule",
     "apply_rules",
     "background_last",
+    "counters",
     "expected_parameters",
     "foreground_boxes",
     "rename_resnet_layer",
@@ -77,6 +78,11 @@ def rename_resnet_layer(layer: str) -> str:
     if match is None or match[3] not in _OF_BLOCK:
         return ""
     return f"res{int(match[1]) + 1}.{match[2]}.{_OF_BLOCK[match[3]]}"
+
+
+def counters(arrays: Mapping[str, np.ndarray]) -> dict[str, Callable[[np.ndarray], bool]]:
+    """What `apply_rules` leaves out: how many batches each BatchNorm of PyTorch has seen."""
+    return {name: lambda array: array.ndim == 0 for name in arrays if is_counter(name)}
 
 
 def expected_parameters(

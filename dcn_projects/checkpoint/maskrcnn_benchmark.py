@@ -8,6 +8,7 @@ from .conversion_rules import (
     Rule,
     apply_rules,
     background_last,
+    counters,
     expected_parameters,
     foreground_boxes,
     reorder_anchors,
@@ -215,7 +216,7 @@ def convert_maskrcnn_benchmark(
         for name in arrays
         if _ANCHORS.fullmatch(name)
     }
-    left_out |= {name: lambda array: array.ndim == 0 for name in arrays if name.endswith(_COUNTER)}
+    left_out |= counters(arrays)
     if "mimic_score.weight" not in shapes:  # nothing reads it at inference
         left_out |= {
             f"mimicking_head.mimicking_cls_score.{kind}": lambda array: True

@@ -7,6 +7,7 @@ import numpy as np
 from .conversion_rules import (
     Rule,
     apply_rules,
+    counters,
     expected_parameters,
     rename_resnet_layer,
     reorder_anchors,
@@ -15,7 +16,6 @@ from .conversion_rules import (
 
 __all__ = ["convert_mmdetection", "style_in_config"]
 
-_COUNTER = ".num_batches_tracked"
 _HEAD = "roi_head."
 _LAYERS = {
     "rpn_head.rpn_conv": "proposal_generator.rpn_head.conv",
@@ -117,5 +117,5 @@ def convert_mmdetection(
         find_rule,
         shapes,
         expected_parameters(shapes, training_only),
-        {name: lambda array: array.ndim == 0 for name in arrays if name.endswith(_COUNTER)},
+        counters(arrays),
     )

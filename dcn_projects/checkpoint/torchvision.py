@@ -8,6 +8,7 @@ from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 from .conversion_rules import (
     Rule,
     apply_rules,
+    counters,
     expected_parameters,
     rename_resnet_layer,
     reorder_anchors,
@@ -20,6 +21,7 @@ __all__ = ["convert_torchvision", "convert_torchvision_classifier"]
 # torchvision's own detectors do not.
 _EPS = 1e-5
 _COUNTER = ".num_batches_tracked"  # that of BatchNorm. Frozen norms have none
+_NUMBER = r"\d+\.0\.weight"  # of a convolution in a head
 _LABELS = 91  # of torchvision's detectors: those of COCO, with gaps, and 0 for the background
 _COCO_LABELS = [category["id"] for category in COCO_CATEGORIES if category["isthing"]]
 
@@ -159,23 +161,15 @@ def convert_torchvision(
             return rule._replace(convert=lambda scale: scale * np.sqrt(1 + _EPS / variance))
         return rule
 
-    counters = (name for name in arrays if name.endswith(_COUNTER))
     return network, apply_rules(
         "a torchvision detector",
         arrays,
         find_rule,
         shapes,
         expected_parameters(shapes, training_only),
-        {name: partial(_has_rank, rank=0) for name in counters},
+        counters(arrays),
         unfit,
     )
-
-
-def _has_rank(array: np.ndarray, rank: int) -> bool:
-    return array.ndim == rank
-
-
-_NUMBER = r"\d+\.0\.weight"
 
 
 def _count(names: Collection[str], pattern: str) -> int:
@@ -201,7 +195,6 @@ def convert_torchvision_classifier(
         "fc.weight": lambda array: array.ndim == 2,
         "fc.bias": lambda array: array.ndim == 1,
     }
-    left_out |= {n: partial(_has_rank, rank=0) for n in arrays if n.endswith(_COUNTER)}
 
     def find_rule(name):
         layer, _, kind = name.rpartition(".")
@@ -219,5 +212,5 @@ def convert_torchvision_classifier(
         find_rule,
         shapes,
         expected_parameters(shapes, training_only, resnet_only=True),
-        left_out,
+        left_out | counters(arrays),
     )
