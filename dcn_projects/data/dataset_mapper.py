@@ -2,7 +2,7 @@ from detectron2.data import DatasetMapper, detection_utils
 
 from dcn_projects.errors import one_line
 
-from .images import check_file
+from .images import check_dataset_image
 
 __all__ = ["CheckedDatasetMapper"]
 
@@ -23,7 +23,7 @@ class CheckedDatasetMapper(DatasetMapper):
             OSError: if the image cannot be read or used, or does not have the size in the
                 annotations, or these are damaged
         """
-        check_file(dataset_dict["file_name"])
+        check_dataset_image(dataset_dict["file_name"])
         try:
             if self.is_train and self.recompute_boxes and not _has_objects(dataset_dict):
                 return self._without_objects(dataset_dict)

@@ -12,9 +12,9 @@ from PIL import Image, UnidentifiedImageError
 from dcn_projects.errors import one_line
 
 __all__ = [
-    "check_file",
+    "check_dataset_image",
     "check_image",
-    "damage",
+    "image_problem",
     "image_size",
     "is_image_name",
     "read_bgr_image",
@@ -56,17 +56,17 @@ def read_bgr_image(path: str | Path) -> np.ndarray:
 
 def check_image(path: str | Path) -> None:
     """
-    Find out whether a file is an image that can be used, as `damage` does.
+    Find out whether a file is an image that can be used, as `image_problem` does.
 
     Raises:
         FileNotFoundError: if it is not there
         OSError: if it cannot be used
     """
-    if problem := damage(path):
+    if problem := image_problem(path):
         raise _error(path, problem)
 
 
-def damage(path: str | Path) -> str:
+def image_problem(path: str | Path) -> str:
     """
     Find out quickly what is wrong with an image file: by its header and its last bytes. Only a JPEG
     or a PNG without the end of its format is read as a whole, as some that can be used have other
@@ -79,7 +79,7 @@ def damage(path: str | Path) -> str:
     return _examine(path, lambda image: _refusal(image) or _cut_off(image))
 
 
-def check_file(path: str | Path) -> None:
+def check_dataset_image(path: str | Path) -> None:
     """
     Find out by the header, and the checksums of a PNG, before an image of a data set is read,
     whether it can be used.

@@ -8,7 +8,7 @@ from detectron2.data import transforms as T
 
 from dcn_projects.errors import one_line
 
-from .images import check_file
+from .images import check_dataset_image
 from .labels import read_labels
 
 __all__ = ["SemSegMapper"]
@@ -92,7 +92,7 @@ class SemSegMapper:
 
     def _read_image(self, record: dict) -> np.ndarray:
         """(H, W, C). Notes its size in `record`, or compares it with what is there."""
-        check_file(record["file_name"])
+        check_dataset_image(record["file_name"])
         try:
             image = detection_utils.read_image(record["file_name"], self.image_format)
             detection_utils.check_image_size(record, image)

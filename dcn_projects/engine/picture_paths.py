@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 
-from dcn_projects.data.images import check_image, damage, is_image_name
+from dcn_projects.data.images import check_image, image_problem, is_image_name
 
 __all__ = ["Drawing", "PictureNames", "plan_drawings"]
 
@@ -117,7 +117,7 @@ def _is_video(path: Path) -> bool:
     Raises:
         OSError: if it cannot be read
     """
-    if not is_image_name(path) and (_is_video_name(path) or damage(path)):
+    if not is_image_name(path) and (_is_video_name(path) or image_problem(path)):
         if _has_frames(path):
             return True
         if _is_video_name(path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dcn_projects import add_dcn_config
 from dcn_projects.data import CheckedDatasetMapper, SemSegMapper, check_image, read_bgr_image
-from dcn_projects.data.images import damage, image_size
+from dcn_projects.data.images import image_problem, image_size
 
 H, W = 40, 56
 ORIENTATION = 0x0112
@@ -105,7 +105,7 @@ def test_pixels(name, tmp_path):
     np.testing.assert_allclose(found[..., ::-1].astype(int), expected, atol=tolerance)
     for mapper in (CheckedDatasetMapper, SemSegMapper):
         np.testing.assert_array_equal(mapped(mapper, path), found)
-    assert damage(path) == "" and image_size(path) == (W, H)
+    assert image_problem(path) == "" and image_size(path) == (W, H)
     check_image(path)
 
 
@@ -131,7 +131,7 @@ def test_orientation(orientation, suffix, tmp_path):
     atol = LIKE_JPEG if suffix == "jpg" else 0
     np.testing.assert_allclose(found[..., ::-1].astype(int), expected, atol=atol)
     np.testing.assert_array_equal(mapped(CheckedDatasetMapper, path), found)
-    assert image_size(path) == expected.shape[1::-1] and damage(path) == ""
+    assert image_size(path) == expected.shape[1::-1] and image_problem(path) == ""
 
 
 def chunk(name, content):
@@ -160,7 +160,7 @@ def test_orientations_that_are_elsewhere_in_the_file(tmp_path):
     save(RGB, jpeg, xmp=XMP)
     for turned in (path, early, late, jpeg):
         assert read_bgr_image(turned).shape == (W, H, 3), turned
-        assert image_size(turned) == (H, W) and damage(turned) == "", turned
+        assert image_size(turned) == (H, W) and image_problem(turned) == "", turned
     broken = tmp_path / "broken.jpg"
     save(RGB, broken, exif=exif(6)[:-9])
     assert image_size(broken) == read_bgr_image(broken).shape[1::-1]
@@ -205,7 +205,7 @@ def test_what_cannot_be_used(name, tmp_path):
     write, named = REFUSED[name]
     path = tmp_path / name
     write(path)
-    assert named in damage(path) and not damage(path).endswith(".")
+    assert named in image_problem(path) and not image_problem(path).endswith(".")
     readers = [read_bgr_image, check_image]
     readers += [lambda p, m=m: mapped(m, p) for m in (CheckedDatasetMapper, SemSegMapper)]
     for read in readers:
@@ -239,18 +239,18 @@ def test_files_that_were_cut_off(name, tmp_path):
     readable = 0
     for length in lengths:
         path.write_bytes(content[:length])
-        assert (damage(path) == "") == is_readable(path), length
+        assert (image_problem(path) == "") == is_readable(path), length
         readable += is_readable(path)
     assert readable <= 20
     for more in (b"\n", b"\0" * 1000, b"an application's notes" * 9):  # it ends earlier
         path.write_bytes(content + more)
-        assert damage(path) == "" and is_readable(path)
+        assert image_problem(path) == "" and is_readable(path)
 
 
 def test_what_no_process_may_read_or_find(tmp_path):
     """The system's own words, such as those of a disk that fails."""
     path = tmp_path / ("n" * 300 + ".png")
-    assert damage(path) == "cannot be read (File name too long)"
+    assert image_problem(path) == "cannot be read (File name too long)"
 
 
 def test_a_png_whose_pixels_are_spoilt(tmp_path):

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ..images import damage, image_size
+from ..images import image_problem, image_size
 from ..labels import read_labels
 
 __all__ = ["check_labels", "check_pictures", "check_widths"]
@@ -45,7 +45,7 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 def _picture_problem(record: dict) -> str:
     path = record["file_name"]
-    if problem := damage(path):
+    if problem := image_problem(path):
         return problem
     size = image_size(path)
     if "width" in record and size != (record["width"], record["height"]):
