@@ -62,8 +62,10 @@ def _needs(cfg: CfgNode, name: str, evaluated: bool) -> tuple:
         ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
         return task.output, num_classes, metadata.get("ignore_label", ignored)
     masks = None
-    if task.learns_masks(cfg):
-        masks = "any" if evaluated else cfg.INPUT.MASK_FORMAT
+    if task.learns_masks(cfg) and not evaluated:
+        masks = cfg.INPUT.MASK_FORMAT
+    elif task.learns_masks(cfg) and metadata.get("evaluator_type") != "pascal_voc":  # boxes alone
+        masks = "any"
     keypoints = None
     if not evaluated and cfg.MODEL.KEYPOINT_ON:
         keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS

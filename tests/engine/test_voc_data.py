@@ -9,6 +9,7 @@ from dcn_projects.engine import Trainer, check_data, read_config
 from tests.digits_data import CONFIG, SMALL
 from tests.voc_data import annotation_xml, object_xml, write_voc
 
+MASKS = "Mask-RCNN/mask_rcnn_R_14_FPN_gn_digits.yaml"
 CLASSES = [*"0123456789"]
 LINE = (
     "{}/Annotations/b.xml: an object is of the class 'ten', which is none of the data set's "
@@ -35,6 +36,15 @@ def folder(request, tmp_path):
 def cfg():
     options = f"{SMALL} DATASETS.TRAIN ('mine',) DATALOADER.NUM_WORKERS 0"
     return read_config(CONFIG, options.split())
+
+
+def test_boxes_are_evaluated_of_models_with_masks(folder):
+    write_voc(folder, {"a": annotation_xml(object_xml("1")), "b": annotation_xml(object_xml("2"))})
+    MetadataCatalog.get("mine").set(evaluator_type="pascal_voc")  # detectron2 leaves it to the user
+    cfg = read_config(MASKS, ["DATASETS.TRAIN", "('mine',)"])
+    check_data(cfg, [], ["mine"])
+    with pytest.raises(OSError, match="an object has no mask"):
+        check_data(cfg, ["mine"], [])
 
 
 def test_training_data_are_checked(folder, cfg):
