@@ -12,7 +12,8 @@ SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 def object_xml(name="cat", box=BOX, difficult="0"):
     corners = "".join(f"<{side}>{value}</{side}>" for side, value in zip(SIDES, box))
-    marks = f"<difficult>{difficult}</difficult>"
+    # detectron2's evaluator reads the first two.
+    marks = f"<pose/><truncated>0</truncated><difficult>{difficult}</difficult>"
     return f"<object><name>{name}</name>{marks}<bndbox>{corners}</bndbox></object>"
 
 

@@ -1,27 +1,18 @@
 """Small folders in the layout of Pascal VOC, and detections on them."""
 
-import xml.etree.ElementTree as ET
-
 import torch
 from detectron2.structures import Boxes, Instances
+
+from tests.voc_data import annotation_xml, object_xml, write_voc
 
 
 def write_folder(folder, images):
     """images: id -> list of (class, difficult, box)"""
-    for name in ("Annotations", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    (folder / "ImageSets/Main/test.txt").write_text("".join(f"{i}\n" for i in images))
-    for image_id, objects in images.items():
-        root = ET.Element("annotation")
-        for name, difficult, box in objects:
-            element = ET.SubElement(root, "object")
-            fields = {"name": name, "pose": "", "truncated": "0", "difficult": str(difficult)}
-            for tag, text in fields.items():
-                ET.SubElement(element, tag).text = text
-            bndbox = ET.SubElement(element, "bndbox")
-            for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box):
-                ET.SubElement(bndbox, tag).text = str(value)
-        ET.ElementTree(root).write(folder / f"Annotations/{image_id}.xml")
+    texts = {
+        image_id: annotation_xml(*(object_xml(name, box, hard) for name, hard, box in objects))
+        for image_id, objects in images.items()
+    }
+    write_voc(folder, texts, list_file="ImageSets/Main/test.txt")
 
 
 def feed_voc(evaluator, detections):
