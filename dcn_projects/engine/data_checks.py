@@ -1,6 +1,5 @@
 """The data sets of a run, checked as a whole before anything is built."""
 
-import functools
 import os
 from collections.abc import Iterable
 
@@ -28,13 +27,17 @@ from .tasks import task_of
 __all__ = ["check_data"]
 
 
+# Name of a data set, and whether it is evaluated on -> what it was like when it was right.
+_right: dict[tuple[str, bool], tuple] = {}
+
+
 def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]) -> None:
     """
     Load data sets and look at all that a training or an evaluation reads of them: annotations,
     classes, the image files and the labels of pixels. What was found to be right is not looked at
     again in this process, as long as its files of annotations and lists, and what its folders hold,
-    stay the same. One of several processes does nothing: the program that started them has checked
-    the data.
+    stay the same. Of several processes on a machine, only the one that starts the others does it,
+    or the first of torchrun's.
 
     Args:
         to_learn, to_evaluate: names of registered data sets
@@ -42,16 +45,48 @@ def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]
         OSError: if a file cannot be used; one line that names it and the place in it
         ValueError: if the data are not those of the model
     """
-    if comm.get_world_size() > 1:
+    if comm.get_world_size() > 1 or os.getenv("LOCAL_RANK", "0") != "0":
         return
     for name, evaluated in [*((n, False) for n in to_learn), *((n, True) for n in to_evaluate)]:
         check_datasets([name])
         check_kind(cfg, name)
-        needs, sides, stamps = _needs(cfg, name, evaluated), _sides(cfg, evaluated), _stamps(name)
         compare = check_class_order if evaluated else check_classes
         compare(cfg, name)  # names that are known already
-        _check_once(name, DatasetCatalog[name], evaluated, needs, sides, stamps)
-        compare(cfg, name)  # and those that the data set has itself
+        if _right.get((name, evaluated)) != _state(cfg, name, evaluated):
+            print(f"Checking the data set {name}.")  # loggers are not set up yet
+            _check(cfg, name, evaluated)
+            compare(cfg, name)  # and names that the data set has itself
+            _right[name, evaluated] = _state(cfg, name, evaluated)
+
+
+def _check(cfg: CfgNode, name: str, evaluated: bool) -> None:
+    records = load_checked(name, evaluated)
+    output, num_classes, *options = _needs(cfg, name, evaluated)
+    with loading([name]):
+        if output == "sem_seg":
+            check_labels(name, records, num_classes, *options)
+        else:
+            classes = MetadataCatalog.get(name).get("thing_classes")
+            check_objects(name, records, len(classes) if classes else num_classes, *options)
+        check_pictures(records)
+        check_widths(name, records, *_sides(cfg, evaluated))
+
+
+def _state(cfg: CfgNode, name: str, evaluated: bool) -> tuple:
+    """What a check depends on: another state has to be checked anew."""
+    paths = [path for path in expected_paths(name) if "://" not in path]
+    stamps = [(path, _changed(PathManager.get_local_path(path))) for path in paths]
+    needs = _needs(cfg, name, evaluated), _sides(cfg, evaluated)
+    names = MetadataCatalog.get(name).get(task_of(cfg).class_names)
+    return DatasetCatalog[name], needs, names, stamps
+
+
+def _changed(path: str) -> int:
+    """When a file was changed, or a folder: of one of annotations, also a file in it."""
+    times = [os.stat(path).st_mtime_ns]
+    if os.path.basename(path.rstrip("/")).lower() == "annotations":
+        times += [entry.stat().st_mtime_ns for entry in os.scandir(path)]
+    return max(times)
 
 
 def _needs(cfg: CfgNode, name: str, evaluated: bool) -> tuple:
@@ -77,26 +112,3 @@ def _sides(cfg: CfgNode, evaluated: bool) -> tuple[int, int]:
     if evaluated:
         return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     return min(cfg.INPUT.MIN_SIZE_TRAIN, default=0), cfg.INPUT.MAX_SIZE_TRAIN
-
-
-def _stamps(name: str) -> tuple:
-    """When the files of a data set were changed."""
-    paths = [path for path in expected_paths(name) if "://" not in path]
-    return tuple((path, os.stat(PathManager.get_local_path(path)).st_mtime_ns) for path in paths)
-
-
-@functools.lru_cache(maxsize=64)
-def _check_once(
-    name: str, load, evaluated: bool, needs: tuple, sides: tuple[int, int], stamps: tuple
-) -> None:
-    """`load` and `stamps` are there to tell a set from another one, or from its earlier state."""
-    records = load_checked(name, evaluated)
-    output, num_classes, *options = needs
-    with loading([name]):
-        if output == "sem_seg":
-            check_labels(name, records, num_classes, *options)
-        else:
-            classes = MetadataCatalog.get(name).get("thing_classes")
-            check_objects(name, records, len(classes) if classes else num_classes, *options)
-        check_pictures(records)
-        check_widths(name, records, *sides)

@@ -19,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from dcn_projects.checkpoint import training_only_names, unwrapped
-from dcn_projects.data import ExactTrainLoader, loading
+from dcn_projects.data import ExactTrainLoader, check_objects, loading
 from dcn_projects.evaluation import InClassOrder, inference_folder
 from dcn_projects.modeling import build_model
 from dcn_projects.solver import build_optimizer
@@ -158,6 +158,9 @@ class Trainer(DefaultTrainer):
         mapper = task.build_mapper(cfg, is_train=True)
         with loading(cfg.DATASETS.TRAIN):
             options = build_detection_train_loader.from_config(cfg, mapper=mapper)
+            if comm.get_world_size() > 1:  # they may have been started without check_data
+                masks = cfg.INPUT.MASK_FORMAT if task.learns_masks(cfg) else None
+                check_objects(", ".join(cfg.DATASETS.TRAIN), options["dataset"], masks=masks)
             if cfg.DATALOADER.EXACT_RESUME:
                 loader = ExactTrainLoader(options, cfg.SEED)
             else:

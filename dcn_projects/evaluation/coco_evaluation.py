@@ -48,7 +48,9 @@ class COCOThresholdEvaluator(COCOEvaluator):
                 scores; None is 100, as on COCO. Keypoints have a limit of their own
             options: others of COCOEvaluator
         """
-        _remove_cached_annotations(dataset_name, output_dir)
+        has_file = hasattr(MetadataCatalog.get(dataset_name), "json_file")
+        if not has_file:
+            _remove_cached_annotations(dataset_name, output_dir)
         super().__init__(
             dataset_name,
             tasks,
@@ -59,7 +61,10 @@ class COCOThresholdEvaluator(COCOEvaluator):
         )
         self.dataset_name, self.metadata = dataset_name, MetadataCatalog.get(dataset_name)
         self.distributed, self.max_dets_per_image = distributed, max_dets_per_image or 100
-        make_ids_usable(self._coco_api, self.metadata.json_file)
+        self.source = self.metadata.json_file
+        if not has_file:  # the data set is still in none, as far as others are concerned
+            del self.metadata.json_file
+        make_ids_usable(self._coco_api, self.source)
 
     def reset(self):
         super().reset()
@@ -90,7 +95,7 @@ class COCOThresholdEvaluator(COCOEvaluator):
 
     def _explain(self, results: dict[str, dict[str, float]], unknown: list):
         """What is wrong with the data or the results, in warnings."""
-        name, source = self.dataset_name, self.metadata.json_file
+        name, source = self.dataset_name, self.source
         if unknown:
             tell_unknown(unknown, source)
         if "annotations" not in self._coco_api.dataset:
@@ -151,7 +156,7 @@ def _remove_cached_annotations(dataset_name: str, output_dir: str | None) -> Non
     detectron2 writes records that are in no file to one. It would take one of an earlier run in the
     same folder for theirs, although they may have changed since.
     """
-    if output_dir and not hasattr(MetadataCatalog.get(dataset_name), "json_file"):
+    if output_dir:
         if comm.is_main_process():
             Path(output_dir, f"{dataset_name}_coco_format.json").unlink(missing_ok=True)
         comm.synchronize()

@@ -1,5 +1,6 @@
 """Data sets that lie: each mistake is told before the first iteration, wherever it is."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -312,6 +313,28 @@ def test_a_mask_of_black_and_white(pixel_labels, caplog):
     check_data(cfg, [pixel_labels(labels)], [])
     (warning,) = caplog.messages
     assert "have the label 0 alone, and the ignored value 255 at 33.3 % of the pixels" in warning
+
+
+@dataclasses.dataclass
+class Load:
+    """A loader that has no hash, since its fields may change."""
+
+    records: list[dict]
+
+    def __call__(self):
+        return self.records
+
+
+def test_loaders_that_are_objects(register, request):
+    records, name = DatasetCatalog.get(register()), "of an object"
+    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
+    DatasetCatalog.register(name, Load(records))
+    cfg = config_for(name, name)
+    check_data(cfg, [name], [])
+    DatasetCatalog.remove(name)
+    DatasetCatalog.register(name, Load([record | {"width": 50} for record in records]))
+    with pytest.raises(OSError, match="in the annotations it has 50 x"):
+        check_data(cfg, [name], [])
 
 
 def test_what_was_right_is_not_read_again(register, monkeypatch):

@@ -106,9 +106,8 @@ def test_annotations_of_an_earlier_run_are_not_used(request, tmp_path):
     for width in (10, 20):
         entry = dict(bbox=[1, 2, width, 9], bbox_mode=BoxMode.XYWH_ABS, category_id=0)
         record = dict(file_name="a.jpg", image_id=1, width=50, height=40, annotations=[entry])
-        if name in DatasetCatalog.list():  # in another run nothing is known of the first
+        if name in DatasetCatalog.list():
             DatasetCatalog.remove(name)
-            MetadataCatalog.remove(name)
         DatasetCatalog.register(name, lambda record=record: [record])
         MetadataCatalog.get(name).set(thing_classes=["x"])
         COCOThresholdEvaluator(name, output_dir=str(tmp_path))

@@ -15,6 +15,7 @@ from dcn_projects.evaluation import (
     PascalVOCThresholdEvaluator,
     SemSegIoUEvaluator,
 )
+from dcn_projects.evaluation.why_zero import tell_unknown
 
 from .coco_files import SIZE, feed, make_content, make_instances, perfect, polygon
 from .pixel_files import one_hot_scores, register_pixels
@@ -188,6 +189,11 @@ def test_images_that_the_file_does_not_have(results_of, told):
     results = results_of(content_with(), found | {"5": found[1]})
     assert results["bbox"]["AP"] == pytest.approx(100)
     assert told() == ["images"] and "1 image" in told.lines[0]
+
+
+def test_a_file_that_is_registered_as_a_path(told, tmp_path):
+    tell_unknown(["x"], tmp_path / "a.json")
+    assert told() == ["images"] and "are not in " + str(tmp_path / "a.json") in told.lines[0]
 
 
 def test_images_of_two_processes(register_coco, tmp_path, monkeypatch, told):
