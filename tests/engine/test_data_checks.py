@@ -337,6 +337,26 @@ def test_loaders_that_are_objects(register, request):
         check_data(cfg, [name], [])
 
 
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda record: record["file_name"], "record 3 is no dictionary: "),
+        (lambda record: {"width": 9}, "record 3 has no path of an image as 'file_name': {'width'"),
+        (lambda record: record | {"file_name": None}, "record 3 has no path of an image"),
+        (lambda record: record | {"annotations": None}, "record 3 has no list as 'annotations'"),
+        (lambda record: record | {"width": None}, "record 3 has no numbers as 'width' and"),
+        (lambda record: {**record, "height": "96"}, "record 3 has no numbers as 'width' and"),
+    ],
+)
+def test_records_of_another_form(change, words, register, request):
+    records, name = list(DatasetCatalog.get(register())), "of another form"
+    records[3] = change(records[3])
+    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
+    DatasetCatalog.register(name, lambda: records)
+    with pytest.raises(OSError, match=f"^data set of another form: {words}"):
+        check_data(config_for(name, name), [name], [])
+
+
 def test_what_was_right_is_not_read_again(register, monkeypatch):
     name = register()
     cfg = config_for(name, name)

@@ -1,4 +1,6 @@
 import os
+from collections.abc import Mapping
+from numbers import Real
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -31,4 +33,22 @@ def load_checked(name: str, evaluated: bool = False) -> list[dict]:
         records = DatasetCatalog.get(name)
         if not records:
             raise ValueError("it has no images")
+        for i, record in enumerate(records):
+            if problem := _problem(record):
+                raise ValueError(f"record {i} {problem}: {record!r:.80}")
         return records
+
+
+def _problem(record) -> str:
+    """What keeps a record from being looked at, in words that follow its number; or ""."""
+    if not isinstance(record, Mapping):
+        return "is no dictionary"
+    if not isinstance(record.get("file_name"), (str, os.PathLike)):
+        return "has no path of an image as 'file_name'"
+    if not isinstance(record.get("annotations", ()), (list, tuple)):
+        return "has no list as 'annotations'"
+    sides = record.get("width", 1), record.get("height", 1)
+    is_half = ("width" in record) != ("height" in record)
+    if is_half or not all(isinstance(side, Real) for side in sides):
+        return "has no numbers as 'width' and 'height'"
+    return ""
