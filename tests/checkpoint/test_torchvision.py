@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from torchvision.models import ResNet, resnet50, resnet101
 from torchvision.models.detection import (
     FasterRCNN,
@@ -150,10 +150,13 @@ def check_outputs(theirs, ours, cfg):
 
     (found,) = theirs([pixels])
     (mine,) = ours.inference(image_for(cfg), do_postprocess=False)
-    assert isinstance(mine, Instances) and len(mine) == len(found["boxes"]) > 5
-    assert_close(mine.scores, found["scores"])
-    assert_close(mine.pred_boxes.tensor, found["boxes"])
-    assert torch.equal(mine.pred_classes, found["labels"] - 1)
+    assert isinstance(mine, Instances) and len(found["boxes"]) > 5
+    same = pairwise_iou(mine.pred_boxes, Boxes(found["boxes"])) > 0.99
+    same &= mine.pred_classes[:, None] == found["labels"] - 1
+    same &= (mine.scores[:, None] - found["scores"]).abs() < 1e-3
+    # Of random numbers a few overlaps are those at which NMS decides, in either way.
+    for matched in (same.any(dim=0), same.any(dim=1)):
+        assert matched.float().mean() >= 0.95
 
 
 @pytest.mark.parametrize("name", ["mask", "mask v2", "faster, frozen"])

@@ -14,6 +14,7 @@ from fvcore.transforms.transform import HFlipTransform
 
 from dcn_projects.modeling import MultiScaleTTA
 from dcn_projects.modeling.box_nms import without_nms
+from dcn_projects.modeling.roi_heads import mxnet_heads
 from tests.modeling.narrow_models import NARROW, load
 
 HEADS = """MODEL.ROI_HEADS.NUM_CLASSES 3 MODEL.ROI_BOX_HEAD.FC_DIM 16 MODEL.FPN.OUT_CHANNELS 16
@@ -171,6 +172,7 @@ def test_several_scales(name, method):
 
 def test_a_model_that_does_not_tell_the_scale(caplog):
     """Its NMS is in the network's input, which is said once."""
+    mxnet_heads._warn_of_unknown_scale.cache_clear()
     _, model = make_model("faster", "hard", "MODEL.META_ARCHITECTURE GeneralizedRCNN")
     view, _ = make_view(1.5)
     boxes, scores, classes = all_detections(model, view)

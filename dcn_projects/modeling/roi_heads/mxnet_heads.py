@@ -1,5 +1,6 @@
 """The conventions of the MXNet code of Deformable ConvNets, where they differ from detectron2's."""
 
+import functools
 import logging
 import math
 
@@ -13,7 +14,6 @@ from detectron2.modeling.roi_heads import (
     FastRCNNConvFCHead,
 )
 from detectron2.structures import ImageList, Instances
-from detectron2.utils.logger import log_first_n
 from torch import Tensor, nn
 
 from dcn_projects.config import reads
@@ -56,6 +56,15 @@ def tell_scale(proposals: list[Instances], images: ImageList | None) -> None:
         ones = torch.ones_like(p.proposal_boxes.tensor[:, :1])
         scale = ones * (input_width / width), ones * (input_height / height)
         p.input_scale = torch.cat(scale, dim=1)
+
+
+@functools.cache
+def _warn_of_unknown_scale() -> None:
+    logging.getLogger(__name__).warning(
+        "The model does not tell its heads how images are scaled: their last NMS is as if images "
+        "were not. Set MODEL.META_ARCHITECTURE to MXNetFasterRCNN, or to MXNetRCNN with a feature "
+        "pyramid, for the NMS of the original"
+    )
 
 
 class MXNetOutputLayers(BoxOutputLayers):
@@ -102,13 +111,7 @@ class MXNetOutputLayers(BoxOutputLayers):
         if proposals.has("input_scale"):
             boxes = with_last_pixel_of_image(boxes, proposals.input_scale)
         else:
-            log_first_n(
-                logging.WARNING,
-                "The model does not tell its heads how images are scaled: their last NMS is as if "
-                "images were not. Set MODEL.META_ARCHITECTURE to MXNetFasterRCNN, or to MXNetRCNN "
-                "with a feature pyramid, for the NMS of the original",
-                name=__name__,
-            )
+            _warn_of_unknown_scale()
         return super().suppress(detections, boxes=boxes)
 
 
