@@ -32,6 +32,7 @@ READ_BY_ENGINE = ("SOLVER", "DATALOADER", "MODEL.DEFORMABLE")
 AUGMENTATION = "TEST.AUG"
 # Keys of detectron2 with values of this project, which only components that declare them know.
 POOLERS = ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "MODEL.ROI_MASK_HEAD.POOLER_TYPE")
+OF_COCO = 17  # keypoints of a person
 POOLERS_OF_DETECTRON2 = ("ROIPool", "ROIAlign", "ROIAlignV2", "ROIAlignRotated", "")
 
 
@@ -223,7 +224,8 @@ def check_keypoints(cfg: CfgNode, names: Iterable[str]) -> None:
         names: of registered data sets
     Raises:
         ValueError: if keypoints are found, and one of the data sets has none, or another number of
-            them, or there is no data set of training, from which detectron2 takes their names
+            them, or TEST.KEYPOINT_OKS_SIGMAS has, or there is no data set of training, from which
+            detectron2 takes their names
     """
     if not cfg.MODEL.KEYPOINT_ON or task_of(cfg).output != "instances":
         return
@@ -246,6 +248,13 @@ def check_keypoints(cfg: CfgNode, names: Iterable[str]) -> None:
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {expected}, but data set {name} has "
                 f"{len(metadata.keypoint_names)} keypoints"
             )
+    sigmas = len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or OF_COCO
+    if cfg.DATASETS.TEST and sigmas != expected:
+        raise ValueError(
+            f"TEST.KEYPOINT_OKS_SIGMAS has {sigmas} numbers, those of COCO if it is empty, and "
+            f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {expected}: give one for each keypoint, "
+            "such as 0.05"
+        )
 
 
 def check_evaluators(cfg: CfgNode, needed: str | None = None) -> None:

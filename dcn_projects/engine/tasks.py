@@ -152,11 +152,15 @@ class Task:
         The evaluator of a data set, whose Metadata has an evaluator type that this task knows. If
         the model may return more detections of an image than the 100 that count on COCO, evaluators
         with the option `max_dets_per_image`, as detectron2's COCOEvaluator has it, are told how
-        many, unless the option has a default other than None.
+        many, unless the option has a default other than None. Those with the option
+        `kpt_oks_sigmas` get TEST.KEYPOINT_OKS_SIGMAS.
         """
         evaluator = self.evaluators[MetadataCatalog.get(dataset_name).evaluator_type]
         options = {"output_dir": output_dir}
-        limit = inspect.signature(evaluator).parameters.get("max_dets_per_image")
+        parameters = inspect.signature(evaluator).parameters
+        if cfg.MODEL.KEYPOINT_ON and "kpt_oks_sigmas" in parameters:
+            options["kpt_oks_sigmas"] = tuple(cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        limit = parameters.get("max_dets_per_image")
         detections = cfg.TEST.DETECTIONS_PER_IMAGE
         if limit is not None and limit.default is None and not 0 <= detections <= COCO_LIMIT:
             options["max_dets_per_image"] = detections if detections > 0 else ALL_DETECTIONS

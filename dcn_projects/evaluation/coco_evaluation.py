@@ -2,11 +2,11 @@ import contextlib
 import io
 import itertools
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets
 from detectron2.utils import comm
@@ -39,6 +39,7 @@ class COCOThresholdEvaluator(COCOEvaluator):
         output_dir: str | None = None,
         *,
         max_dets_per_image: int | None = None,
+        kpt_oks_sigmas: Sequence[float] = (),
         **options,
     ):
         """
@@ -46,19 +47,23 @@ class COCOThresholdEvaluator(COCOEvaluator):
             dataset_name, tasks, distributed, output_dir: as in COCOEvaluator
             max_dets_per_image: how many detections of an image count, those with the highest
                 scores; None is 100, as on COCO. Keypoints have a limit of their own
+            kpt_oks_sigmas: how precisely each keypoint is annotated, as in COCOEvaluator; empty
+                for the 17 of COCO
             options: others of COCOEvaluator
         """
         has_file = hasattr(MetadataCatalog.get(dataset_name), "json_file")
         if not has_file:
             _remove_cached_annotations(dataset_name, output_dir)
-        super().__init__(
-            dataset_name,
-            tasks,
-            distributed,
-            output_dir,
-            max_dets_per_image=max_dets_per_image,
-            **options,
-        )
+        with _keypoints_kept(dataset_name):
+            super().__init__(
+                dataset_name,
+                tasks,
+                distributed,
+                output_dir,
+                max_dets_per_image=max_dets_per_image,
+                kpt_oks_sigmas=kpt_oks_sigmas,
+                **options,
+            )
         self.dataset_name, self.metadata = dataset_name, MetadataCatalog.get(dataset_name)
         self.distributed, self.max_dets_per_image = distributed, max_dets_per_image or 100
         self.source = self.metadata.json_file
@@ -149,6 +154,22 @@ class COCOThresholdEvaluator(COCOEvaluator):
         evaluation.accumulate()
         evaluation.summarize()
         return evaluation
+
+
+@contextlib.contextmanager
+def _keypoints_kept(dataset_name: str) -> Iterator[None]:
+    """
+    detectron2 moves the keypoints of records by half a pixel when it writes them to a file. Where a
+    data set is a list in memory, they would move on with each evaluation, also for the training.
+    """
+    kept = []
+    if not hasattr(MetadataCatalog.get(dataset_name), "json_file"):
+        for record in DatasetCatalog.get(dataset_name):
+            lists = [entry.get("keypoints") for entry in record.get("annotations", ())]
+            kept += [(keypoints, list(keypoints)) for keypoints in lists if keypoints]
+    yield
+    for keypoints, before in kept:
+        keypoints[:] = before
 
 
 def _remove_cached_annotations(dataset_name: str, output_dir: str | None) -> None:

@@ -91,6 +91,21 @@ def test_data_with_keypoints(data_with_keypoints):
     check_keypoints(cfg, ["five"])
 
 
+def test_sigmas_of_the_keypoints(data_with_keypoints):
+    """detectron2 compares their number with the data's when the training is over."""
+    cfg = get_cfg()
+    cfg.MODEL.KEYPOINT_ON, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS = True, 5
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ["five"], ["five"]
+    for sigmas, count in ([], 17), ([0.05] * 4, 4), ([0.05] * 17, 17):
+        cfg.TEST.KEYPOINT_OKS_SIGMAS = sigmas
+        with pytest.raises(
+            ValueError, match=f"KEYPOINT_OKS_SIGMAS has {count} numbers, .* is 5: g"
+        ):
+            check_keypoints(cfg, ["five"])
+    cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.05] * 5
+    check_keypoints(cfg, ["five"])
+
+
 class StrangeHeads(StandardROIHeads):
     """Heads of somebody else, which have hard NMS and no hard example mining."""
 

@@ -1,11 +1,14 @@
 """Images with more than 100 objects."""
 
 import functools
+import json
 
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from dcn_projects import add_dcn_config
@@ -116,6 +119,41 @@ def test_keypoints_have_a_limit_of_their_own(register_coco, tmp_path):
     evaluator.process([{"image_id": 1}], [{"instances": instances}])
     results = evaluator.evaluate()
     assert results["keypoints"]["AP"] == results["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_keypoints_of_other_objects(register_coco, tmp_path):
+    """The config says how precise each of them is."""
+    content = make_content([(1, 1, (10, 10, 50, 50))])
+    content["annotations"][0] |= {"keypoints": [20, 20, 2] * 3, "num_keypoints": 3}
+    instances = make_instances([(0, 0.9, (10, 10, 50, 50))])
+    instances.pred_keypoints = torch.tensor([[[20.5, 20.5, 1.0]] * 2 + [[25.5, 20.5, 1.0]]])
+    cfg, name = make_cfg(tmp_path, 100), register_coco(content)
+    cfg.MODEL.KEYPOINT_ON = True
+    aps = {}
+    for sigma in (0.01, 10.0):
+        cfg.TEST.KEYPOINT_OKS_SIGMAS = [0.05, 0.05, sigma]
+        evaluator = Trainer.build_evaluator(cfg, name)
+        evaluator.reset()
+        evaluator.process([{"image_id": 1}], [{"instances": instances}])
+        aps[sigma] = evaluator.evaluate()["keypoints"]["AP"]
+    assert aps[10.0] == pytest.approx(100) and aps[0.01] < 50
+
+
+def test_keypoints_of_records_stay_where_they_are(request, tmp_path):
+    """detectron2 moves them by half a pixel when it writes records that are in no file."""
+    annotation = {"bbox": [1, 1, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    annotation["keypoints"] = [2.5, 3.5, 2]
+    record = {"file_name": "a.jpg", "image_id": 1, "width": 20, "height": 20}
+    records = [record | {"annotations": [annotation]}, record | {"image_id": 2}]
+    name = "keypoints_in_memory"
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(thing_classes=["cat"], evaluator_type="coco")
+    request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
+    for _ in range(2):
+        COCOThresholdEvaluator(name, output_dir=str(tmp_path))
+        assert annotation["keypoints"] == [2.5, 3.5, 2]
+        written = json.loads((tmp_path / f"{name}_coco_format.json").read_text())
+        assert written["annotations"][0]["keypoints"] == [2, 3, 2]
 
 
 def test_with_augmentation(register_coco, tmp_path, monkeypatch):
