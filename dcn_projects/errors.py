@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import yaml
 
-__all__ = ["exit_interrupted", "exit_with_one_line", "one_line", "one_line_errors"]
+__all__ = ["error_line", "exit_interrupted", "exit_with_one_line", "one_line", "one_line_errors"]
 
 _INTERRUPTED = 130  # of shells: 128 and the number of the signal
 
@@ -28,6 +28,11 @@ def one_line(error: BaseException) -> str:
     is_key = isinstance(error, KeyError) and len(error.args) == 1
     words = str(error.args[0] if is_key else error).split()
     return f"there is no {words[0]}" if is_key and len(words) == 1 else " ".join(words)
+
+
+def error_line(error: BaseException) -> str:
+    """What a program ends with. A line break, as a name of a file may have one, becomes a space."""
+    return "error: " + " ".join(map(str.strip, str(error).splitlines()))
 
 
 @contextlib.contextmanager
@@ -55,7 +60,7 @@ def exit_with_one_line() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as e:
-        sys.exit(f"error: {e}")
+        sys.exit(error_line(e))
 
 
 def exit_interrupted(how_to_go_on: str = "") -> NoReturn:

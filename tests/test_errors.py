@@ -2,7 +2,7 @@
 
 import pytest
 
-from dcn_projects.errors import one_line_errors
+from dcn_projects.errors import exit_with_one_line, one_line_errors
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,10 @@ def test_an_error_without_a_message_shows_its_line():
         raise AssertionError  # as an assertion of detectron2
     assert str(e.value).startswith("a.yaml: AssertionError at raise AssertionError")
     assert "(test_errors.py, line " in str(e.value)
+
+
+def test_a_line_break_in_a_path(capsys):
+    with pytest.raises(SystemExit) as e, exit_with_one_line():
+        raise OSError("images/a  b\nc.jpg does not exist")
+    assert e.value.code == 1
+    assert capsys.readouterr().err == "error: images/a  b c.jpg does not exist\n"
