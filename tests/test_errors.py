@@ -42,8 +42,7 @@ def test_an_error_without_a_message_shows_its_line():
     assert "(test_errors.py, line " in str(e.value)
 
 
-def test_a_line_break_in_a_path(capsys):
+def test_a_line_break_in_a_path():
     with pytest.raises(SystemExit) as e, exit_with_one_line():
         raise OSError("images/a  b\nc.jpg does not exist")
-    assert e.value.code == 1
-    assert capsys.readouterr().err == "error: images/a  b c.jpg does not exist\n"
+    assert e.value.code == "error: images/a  b c.jpg does not exist"

@@ -2,7 +2,7 @@ from detectron2.data import DatasetMapper, detection_utils
 
 from dcn_projects.errors import one_line
 
-from .images import check_dataset_image
+from .images import check_dataset_image, with_whole_sides
 
 __all__ = ["CheckedDatasetMapper"]
 
@@ -24,6 +24,7 @@ class CheckedDatasetMapper(DatasetMapper):
                 annotations, or these are damaged
         """
         check_dataset_image(dataset_dict["file_name"])
+        dataset_dict = with_whole_sides(dataset_dict)
         try:
             if self.is_train and self.recompute_boxes and not _has_objects(dataset_dict):
                 return self._without_objects(dataset_dict)

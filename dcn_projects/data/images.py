@@ -1,6 +1,7 @@
 """Image files: whether they can be used, how large they are, and their pixels."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,9 @@ __all__ = [
     "image_problem",
     "image_size",
     "is_image_name",
+    "is_remote",
     "read_bgr_image",
+    "with_whole_sides",
 ]
 
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -106,6 +109,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
             return image.size[::-1] if _orientation(image) >= 5 else image.size
     except _OF_DAMAGE as e:
         raise _error(path, _problem(path, e)) from e
+
+
+def with_whole_sides(record: dict) -> dict:
+    """A record of detectron2 with its width and height as integers, if they are 640.0 in a file."""
+    return record | {side: int(record[side]) for side in ("width", "height") if side in record}
+
+
+def is_remote(path: str | Path) -> bool:
+    """Whether a path is `scheme://...`, of files that only detectron2's PathManager can open."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", str(path)) is not None
 
 
 def is_image_name(path: str | Path) -> bool:

@@ -8,7 +8,7 @@ from detectron2.data import transforms as T
 
 from dcn_projects.errors import one_line
 
-from .images import check_dataset_image
+from .images import check_dataset_image, with_whole_sides
 from .labels import read_labels
 
 __all__ = ["SemSegMapper"]
@@ -72,7 +72,7 @@ class SemSegMapper:
         Raises:
             OSError: if a file cannot be read or used, or image and labels differ in size
         """
-        record = copy.deepcopy(dataset_dict)
+        record = with_whole_sides(copy.deepcopy(dataset_dict))
         image = self._read_image(record)
         labels = None
         if self.is_train:

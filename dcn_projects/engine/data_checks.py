@@ -1,8 +1,9 @@
 """The data sets of a run, checked as a whole before anything is built."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
@@ -27,8 +28,9 @@ from .tasks import task_of
 __all__ = ["check_data"]
 
 
-# Name of a data set, and whether it is evaluated on -> what it was like when it was right.
-_right: dict[tuple[str, bool], tuple] = {}
+# Name of a data set, and whether it is evaluated on -> what it was like when it was right, and
+# whether anything is there to be learnt.
+_right: dict[tuple[str, bool], tuple[tuple, bool]] = {}
 
 
 def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]) -> None:
@@ -47,19 +49,30 @@ def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]
     """
     if comm.get_world_size() > 1 or os.getenv("LOCAL_RANK", "0") != "0":
         return
+    to_train = {}  # data set -> whether it has an object that is learnt
     for name, evaluated in [*((n, False) for n in to_learn), *((n, True) for n in to_evaluate)]:
         check_datasets([name])
         check_kind(cfg, name)
         compare = check_class_order if evaluated else check_classes
         compare(cfg, name)  # names that are known already
-        if _right.get((name, evaluated)) != _state(cfg, name, evaluated):
+        if _right.get((name, evaluated), (None, None))[0] != _state(cfg, name, evaluated):
             print(f"Checking the data set {name}.")  # loggers are not set up yet
-            _check(cfg, name, evaluated)
+            learnt = _check(cfg, name, evaluated)
             compare(cfg, name)  # and names that the data set has itself
-            _right[name, evaluated] = _state(cfg, name, evaluated)
+            _right[name, evaluated] = _state(cfg, name, evaluated), learnt
+        if not evaluated:
+            _, to_train[name] = _right[name, evaluated]
+    if to_train and not any(to_train.values()) and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS:
+        files = (str(MetadataCatalog.get(name).get("json_file") or name) for name in to_train)
+        what = "no object with keypoints" if cfg.MODEL.KEYPOINT_ON else "no object"
+        raise OSError(
+            f"DATASETS.TRAIN {', '.join(files)}: {what} is there to be learnt in any image, "
+            "besides crowds. Annotate some, or name other data"
+        )
 
 
-def _check(cfg: CfgNode, name: str, evaluated: bool) -> None:
+def _check(cfg: CfgNode, name: str, evaluated: bool) -> bool:
+    """Returns whether anything is there to be learnt."""
     records = load_checked(name, evaluated)
     output, num_classes, *options = _needs(cfg, name, evaluated)
     with loading([name]):
@@ -67,9 +80,13 @@ def _check(cfg: CfgNode, name: str, evaluated: bool) -> None:
             check_labels(name, records, num_classes, *options)
         else:
             classes = MetadataCatalog.get(name).get("thing_classes")
+            *options, min_keypoints = options
             check_objects(name, records, len(classes) if classes else num_classes, *options)
         check_pictures(records)
         check_widths(name, records, *_sides(cfg, evaluated))
+    if output == "sem_seg" or evaluated:
+        return True
+    return any(_has_objects(record, min_keypoints) for record in records)
 
 
 def _state(cfg: CfgNode, name: str, evaluated: bool) -> tuple:
@@ -89,8 +106,21 @@ def _changed(path: str) -> int:
     return max(times)
 
 
+def _has_objects(record: Mapping, min_keypoints: int) -> bool:
+    """Whether detectron2 trains on an image, and does not leave it out."""
+    objects = record["annotations"]
+    if min_keypoints:
+        seen = [np.ravel(entry.get("keypoints", ()))[2::3] > 0 for entry in objects]
+        if np.concatenate([*seen, []]).sum() < min_keypoints:
+            return False
+    return any(entry.get("iscrowd", 0) == 0 for entry in objects)
+
+
 def _needs(cfg: CfgNode, name: str, evaluated: bool) -> tuple:
-    """What of a data set is read: arguments of `check_objects` and `check_labels`."""
+    """
+    What of a data set is read: arguments of `check_labels`, or of `check_objects` and last the
+    number of keypoints without which an image is not learnt.
+    """
     task, metadata = task_of(cfg), MetadataCatalog.get(name)
     num_classes = value_of(cfg, task.num_classes) if task.num_classes else None
     if task.output == "sem_seg":
@@ -102,9 +132,11 @@ def _needs(cfg: CfgNode, name: str, evaluated: bool) -> tuple:
     elif task.learns_masks(cfg) and metadata.get("evaluator_type") != "pascal_voc":  # boxes alone
         masks = "any"
     keypoints = None
-    if not evaluated and cfg.MODEL.KEYPOINT_ON:
-        keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
-    return task.output, num_classes, masks, keypoints
+    min_keypoints = 0
+    if cfg.MODEL.KEYPOINT_ON:
+        head = cfg.MODEL.ROI_KEYPOINT_HEAD
+        keypoints, min_keypoints = head.NUM_KEYPOINTS, head.MIN_KEYPOINTS_PER_IMAGE
+    return task.output, num_classes, masks, keypoints, evaluated, min_keypoints
 
 
 def _sides(cfg: CfgNode, evaluated: bool) -> tuple[int, int]:

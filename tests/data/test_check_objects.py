@@ -14,7 +14,7 @@ def records(**more):
     annotation = dict(bbox=[5, 6, 7, 8], bbox_mode=SIDES, category_id=0) | more
     annotation = {key: value for key, value in annotation.items() if value is not ...}
     image = {"file_name": "1.jpg", "width": 9, "height": 9, "annotations": [annotation]}
-    return [{"file_name": "0.jpg"}, image]
+    return [{"file_name": "0.jpg", "annotations": []}, image]
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ def records(**more):
         (dict(segmentation=RLE), dict(masks="any")),
         (dict(segmentation=RLE, iscrowd=1), dict(masks="polygon")),
         (dict(iscrowd=1), dict(masks="polygon", num_keypoints=2)),
+        (dict(iscrowd=True, segmentation=RLE), dict(masks="any", evaluated=True)),
         (dict(keypoints=[1, 2, 2, 0, 0, 0]), dict(num_keypoints=2)),
         (dict(keypoints=[[1, 2, 2], [0, 0, 0]]), dict(num_keypoints=2)),
         (dict(keypoints=np.zeros(6)), dict(num_keypoints=2)),
@@ -52,7 +53,7 @@ MEND = "Correct it, or take it out"
         (dict(bbox=...), {}, "no 'bbox'"),
         (dict(bbox_mode=...), {}, "no 'bbox_mode'"),
         (dict(category_id=...), {}, "no 'category_id'"),
-        (dict(bbox=None), {}, f"the box None, expected four numbers. {MEND}"),
+        (dict(bbox=None), {}, f"the box None, expected a list of four numbers. {MEND}"),
         (
             dict(bbox=[5, 6, 4, 8], bbox_mode=CORNERS),
             {},
@@ -60,7 +61,29 @@ MEND = "Correct it, or take it out"
         ),
         (dict(category_id=1), dict(num_classes=1), "the category_id 1, expected 0 to 0"),
         (dict(category_id=-1), dict(num_classes=1), "the category_id -1, expected 0 to 0"),
-        (dict(category_id="cat"), dict(num_classes=3), "the category_id 'cat', expected 0 to 2"),
+        (
+            dict(category_id="cat"),
+            dict(num_classes=3),
+            "the category_id 'cat', expected a whole number from 0 on",
+        ),
+        (dict(category_id=[1]), {}, "the category_id [1], expected a whole number from 0 on"),
+        (dict(category_id=0.5), dict(num_classes=3), "the category_id 0.5, expected 0 to 2"),
+        (dict(iscrowd=None), {}, "the iscrowd None, expected 0 or 1"),
+        (
+            dict(iscrowd=1),
+            dict(masks="any", evaluated=True),
+            "no mask. Give it one, though it is a crowd, or take it out: the evaluation reads it",
+        ),
+        (
+            dict(iscrowd=1),
+            dict(num_keypoints=1, evaluated=True),
+            "no keypoints. Take data with keypoints, or MODEL.KEYPOINT_ON False",
+        ),
+        (
+            dict(keypoints=["1", "2", "2"]),
+            dict(num_keypoints=1),
+            f"the keypoints ['1', '2', '2'], expected a list of x, y, visibility of each. {MEND}",
+        ),
         (
             {},
             dict(masks="polygon"),
@@ -120,3 +143,46 @@ def test_objects_that_cannot_be_used(annotation, options, problem):
     assert str(error.value) == (
         f"1.jpg: in the annotations of data set mine an object has {problem}"
     )
+
+
+def test_images_without_annotations():
+    """An evaluation reads what is there; a training needs a list for each image."""
+    without = [{"file_name": "0.jpg"}]
+    check_objects("mine", without, evaluated=True)
+    with pytest.raises(OSError, match="0.jpg: data set mine has no 'annotations' of it. Where"):
+        check_objects("mine", without)
+
+
+def test_boxes_in_fractions_of_an_image():
+    fractions = records(bbox=[0.1, 0.25, 0.5, 0.5])
+    with pytest.raises(
+        OSError, match="data set mine: the numbers of all 1 boxes are between 0 and"
+    ):
+        check_objects("mine", fractions)
+    # Another box shows that they are pixels; so do whole numbers.
+    check_objects("mine", fractions + records())
+    check_objects("mine", records(bbox=[0, 0, 1, 1]))
+
+
+@pytest.mark.parametrize(
+    "box, mode",
+    [
+        ([5, 6, 0, 2], SIDES),
+        ([5, 6, 5, 8], CORNERS),
+        ([9, 2, 3, 3], SIDES),
+        ([-4, 2, 4, 3], SIDES),
+        ([1, 9.5, 3, 11], CORNERS),
+    ],
+    ids=str,
+)
+def test_boxes_without_area_are_told(box, mode, caplog):
+    check_objects("mine", records() + records(bbox=box, bbox_mode=mode))
+    assert caplog.messages == [
+        f"data set mine: 1 of 2 boxes have no area in their images, such as {box} in 1.jpg: such "
+        "objects are not learnt, and cannot be found"
+    ]
+
+
+def test_boxes_at_the_border_are_not_told(caplog):
+    check_objects("mine", records(bbox=[-4, 2, 4.5, 3]) + records(bbox=[8.5, 8, 9, 9]))
+    assert not caplog.messages

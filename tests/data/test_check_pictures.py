@@ -65,6 +65,27 @@ def test_a_missing_image(records, place, tmp_path):
     assert message_of(check_pictures, records) == f"{path} does not exist{MEND}"
 
 
+@pytest.mark.parametrize("name", ["http://x.org/none.jpg", "s3://bucket/none.jpg"])
+def test_an_address_as_the_name_of_a_file_in_a_folder(name, records, tmp_path):
+    """As COCO files of web programs have them, joined with the folder of the images."""
+    path = records[1]["file_name"] = f"{tmp_path}/{name}"
+    assert message_of(check_pictures, records) == f"{path} does not exist{MEND}"
+
+
+def test_a_path_of_windows(records, tmp_path):
+    path = records[1]["file_name"] = f"{tmp_path}/images\\1.png"
+    assert message_of(check_pictures, records) == (
+        f"{path} does not exist: on this system folders end with / and not with \\{MEND}"
+    )
+
+
+def test_paths_that_are_no_texts(records):
+    for record in records:
+        record["file_name"] = Path(record["file_name"])
+    check_pictures(records)
+    check_labels("mine", records, 2, 255)
+
+
 @pytest.mark.parametrize("place", [0, 1])
 def test_an_image_that_is_cut_off(records, place):
     path = records[place]["file_name"]

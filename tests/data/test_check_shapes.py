@@ -20,7 +20,7 @@ SIZE = 40, 30  # width, height of the image
         ([5, 6, 7, 8], SIDES),
         ([5, 6, 0, 0], SIDES),
         ((5, 6, 5, 8), CORNERS),
-        (np.array([5.5, 6, 7, 8]), CORNERS),
+        ([np.float32(5.5), np.int64(6), 7, 8], CORNERS),
         ([-40, -30, 120, 90], SIDES),
         ([5, 6, 1, 1, 30], ROTATED),
     ],
@@ -34,8 +34,28 @@ def test_boxes(box, mode):
 @pytest.mark.parametrize(
     "box, mode, problem",
     [
-        (None, SIDES, "the box None, expected four numbers"),
-        ("abc", SIDES, "the box abc, expected four numbers"),
+        (None, SIDES, "the box None, expected a list of four numbers"),
+        ("1234", SIDES, "the box '1234', expected a list of four numbers"),
+        (
+            dict(a=1, b=2, c=3, d=4),
+            SIDES,
+            "the box {'a': 1, 'b': 2, 'c': 3, 'd': 4}, expected a list of four numbers",
+        ),
+        (np.array([5.5, 6, 7, 8]), SIDES, "the box ndarray, expected a list of four numbers"),
+        (["1", "2", "3", "4"], SIDES, "the box ['1', '2', '3', '4'], expected four numbers"),
+        ([True, 2, 3, 4], SIDES, "the box [True, 2, 3, 4], expected four numbers"),
+        ([1, 2, 10**400, 4], SIDES, f"the box {str([1, 2, 10**400])[:60]}, which is not finite"),
+        (
+            [1, 2, 3, 4],
+            "XYWH_ABS",
+            "the bbox_mode 'XYWH_ABS', expected BoxMode.XYXY_ABS or XYWH_ABS",
+        ),
+        ([1, 2, 3, 4], 99, "the bbox_mode 99, expected BoxMode.XYXY_ABS or XYWH_ABS"),
+        (
+            [0.1, 0.2, 0.3, 0.4],
+            BoxMode.XYWH_REL,
+            "a box of the mode XYWH_REL, which detectron2 cannot read: give pixels",
+        ),
         ([], SIDES, "the box [], expected four numbers"),
         ([1, 2, 3], SIDES, "the box [1, 2, 3], expected four numbers"),
         ([1, 2, 3, "x"], SIDES, "the box [1, 2, 3, 'x'], expected four numbers"),
@@ -95,7 +115,6 @@ POLYGON = [0, 0, 9, 0, 9, 9]
         [np.array(POLYGON)],
         (tuple(POLYGON),),
         [[-40, -30, 80, 60, 0, 0]],
-        np.zeros((30, 40), bool),
         dict(size=[30, 40], counts=[1200]),
         dict(size=(30, 40), counts=[0, 1200]),
     ],
@@ -108,6 +127,8 @@ def test_masks(mask):
 
 FAR = "a polygon far outside of the image of 40 x 30 pixels"
 FLAT = "a flat list of numbers for polygons, expected a list of lists [[x, y, x, y, ...]]"
+ARRAY = "an array as a mask, expected polygons or RLE: give pycocotools.mask.encode(numpy.asfortran"
+ARRAY += "array(mask, dtype=numpy.uint8))"
 POINTS = "x and y of three points or more"
 
 
@@ -122,6 +143,9 @@ POINTS = "x and y of three points or more"
         ([[0, 0], [9, 0], [9, 9]], f"a polygon of 2 numbers, expected {POINTS}"),
         ([[[0, 0], [9, 0], [9, 9]]], "a polygon that is no list of numbers [x, y, x, y, ...]"),
         ([["0"] * 6], "a polygon that is no list of numbers [x, y, x, y, ...]"),
+        ([[0, 0, 9, 10**400, 9.5, 9]], "a polygon with numbers that are not finite"),
+        ([[0, 0, 9, 10**400, 9, 9]], "a polygon with numbers that are not finite"),
+        ([np.zeros((6, 2))], "a polygon that is no list of numbers [x, y, x, y, ...]"),
         ([None], "a polygon that is no list of numbers [x, y, x, y, ...]"),
         ([[0, 0, 9, NAN, 9, 9]], "a polygon with numbers that are not finite"),
         ([[0, 0, 9, INF, 9, -INF]], "a polygon with numbers that are not finite"),
@@ -130,7 +154,7 @@ POINTS = "x and y of three points or more"
         ([], "a segmentation without polygons"),
         ("abc", "the segmentation 'abc', expected polygons or RLE"),
         (7, "the segmentation 7, expected polygons or RLE"),
-        (np.zeros((40, 30)), "a mask of the shape (40, 30), expected (30, 40)"),
+        (np.zeros((30, 40), bool), ARRAY),
         (
             dict(size=[40, 30], counts=[1200]),
             "RLE of the size [40, 30], which is [width, height], expected [30, 40], its image's",
@@ -184,8 +208,9 @@ def test_keypoints():
         ([1, 2, 3, 4, 5, 2], "a keypoint whose visibility is none of 0, 1 and 2"),
         ([1, NAN, 2, 4, 5, 2], "a keypoint that is not finite"),
         ([1, 2, 2, 4, 1e8, 2], "a keypoint far outside of the image of 40 x 30 pixels"),
-        ("abc", "the keypoints 'abc', expected numbers x, y, visibility of each"),
-        ([[1, 2], [3]], "the keypoints [[1, 2], [3]], expected numbers x, y, visibility of each"),
+        ("abc", "the keypoints 'abc', expected a list of x, y, visibility of each"),
+        (["1"] * 6, f"the keypoints {['1'] * 6}, expected a list of x, y, visibility of each"),
+        ([[1, 2], [3]], "the keypoints [[1, 2], [3]], expected a list of x, y, visibility of each"),
     ],
     ids=str,
 )

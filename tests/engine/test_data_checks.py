@@ -255,6 +255,42 @@ def test_files_that_are_registered_as_paths(register, datasets, request, tmp_pat
         check_data(config_for("paths", "paths"), ["paths"], ["paths"])
 
 
+def no_objects(content):
+    content["annotations"] = []
+
+
+def crowds_alone(content):
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = 1
+
+
+@pytest.mark.parametrize("change", [no_objects, crowds_alone])
+def test_nothing_to_learn(change, register, tmp_path):
+    name = register(change)
+    path = MetadataCatalog.get(name).json_file
+    options = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", "()"]
+    error = error_of(CONFIG, *options, "OUTPUT_DIR", str(tmp_path / "out"))
+    check_message(error, [f"DATASETS.TRAIN {path}: no object is there to be learnt in any image"])
+    assert not (tmp_path / "out").exists()
+    # Beside others, or where nothing is learnt from them, such data can be used.
+    cfg = config_for(name, name)
+    check_data(cfg, [name, register()], [])
+    check_data(cfg, [], [name])
+
+
+def test_sizes_that_are_written_as_floats(register, tmp_path):
+    def change(content):
+        for image in content["images"]:
+            image.update(width=96.0, height=96.0)
+
+    name = register(change)
+    options = ["DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
+    options += ["SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", "0"]
+    args = ["--config-file", MASKS, *SMALL.split(), "OUTPUT_DIR", str(tmp_path), *options]
+    main(parse_arguments(args))
+    assert json.loads((tmp_path / "results.json").read_text()).keys() == {"bbox", "segm"}
+
+
 def test_images_of_another_size(register, datasets, tmp_path):
     def change(content):
         content["images"][3].update(width=50)
@@ -340,12 +376,12 @@ def test_loaders_that_are_objects(register, request):
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda record: record["file_name"], "record 3 is no dictionary: "),
-        (lambda record: {"width": 9}, "record 3 has no path of an image as 'file_name': {'width'"),
-        (lambda record: record | {"file_name": None}, "record 3 has no path of an image"),
-        (lambda record: record | {"annotations": None}, "record 3 has no list as 'annotations'"),
-        (lambda record: record | {"width": None}, "record 3 has no numbers as 'width' and"),
-        (lambda record: {**record, "height": "96"}, "record 3 has no numbers as 'width' and"),
+        (lambda record: record["file_name"], "is a str, expected a dict"),
+        (lambda record: {"width": 9}, "has no 'file_name'"),
+        (lambda record: record | {"file_name": None}, "has no 'file_name'"),
+        (lambda record: record | {"annotations": None}, "has a NoneType of annotations, expected"),
+        (lambda record: record | {"width": None}, "has the width None, expected 1 or more pixels"),
+        (lambda record: {**record, "height": "96"}, "has the height '96', expected 1 or more"),
     ],
 )
 def test_records_of_another_form(change, words, register, request):
@@ -353,7 +389,7 @@ def test_records_of_another_form(change, words, register, request):
     records[3] = change(records[3])
     request.addfinalizer(lambda: (DatasetCatalog.remove(name), MetadataCatalog.remove(name)))
     DatasetCatalog.register(name, lambda: records)
-    with pytest.raises(OSError, match=f"^data set of another form: {words}"):
+    with pytest.raises(OSError, match=f"^data set of another form: record 3 .*{words}"):
         check_data(config_for(name, name), [name], [])
 
 

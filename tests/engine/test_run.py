@@ -233,7 +233,7 @@ def a_list(annotations):
     [
         (unknown_category, "category_id 77"),
         (no_images, "is empty"),
-        (no_objects, "No valid data"),
+        (no_objects, "no object is there to be learnt in any image"),
         (no_box, "annotations[0] has no 'bbox'"),
         (cut_off, "cut off or no JSON"),
         (a_list, "list"),

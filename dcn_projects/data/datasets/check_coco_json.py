@@ -9,7 +9,7 @@ from numbers import Real
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from .check_shapes import box_problem, mask_problem
+from .check_shapes import box_problem, is_count, keypoint_form_problem, mask_problem
 
 __all__ = ["check_coco_json"]
 
@@ -89,7 +89,7 @@ def _problems_of_categories(categories: list) -> Iterator[str]:
     for i, category in enumerate(categories):
         where = f"categories[{i}]"
         yield from _missing(where, category, ("id", "name"))
-        if not isinstance(category["id"], int):
+        if type(category["id"]) is not int:
             yield f"{where} has the id {category['id']!r}, expected a whole number"
         if not isinstance(category["name"], str):
             yield f"{where} has the name {category['name']!r}, expected a text"
@@ -109,7 +109,7 @@ def _problems_of_images(images: list) -> Iterator[str]:
         if not isinstance(image["file_name"], str) or not image["file_name"]:
             yield f"{where} has the file_name {image['file_name']!r}, expected a path"
         for side in ("width", "height"):
-            if not isinstance(image[side], int) or image[side] < 1:
+            if not is_count(image[side]):
                 yield f"{where} has the {side} {image[side]!r}, expected a whole number of pixels"
     yield from _repeated("images", images)
 
@@ -126,7 +126,7 @@ def _problems_of_annotations(content: Mapping, evaluated: bool) -> Iterator[str]
         where += f" (id {entry['id']!r})"
         for key in ("id", "image_id", "category_id"):
             if not isinstance(entry[key], Hashable):
-                yield f"{where} has the {key} {entry[key]!r:.40}"
+                yield f"{where} has the {key} {entry[key]!r:.40}, expected a number or a text"
         image = images.get(entry["image_id"])
         if image is None:
             if type(entry["image_id"]) is not type(content["images"][0]["id"]):
@@ -145,7 +145,7 @@ def _problems_of_annotations(content: Mapping, evaluated: bool) -> Iterator[str]
                 f"{where} has the category_id {entry['category_id']!r}, which is none of the "
                 f"categories' ({known}{more})"
             )
-        if entry.get("ignore", 0):
+        if entry.get("ignore", 0) != 0:
             yield (
                 f'{where} has "ignore": {entry["ignore"]!r}, which detectron2 refuses. Make it '
                 '"iscrowd": 1, or take the annotation out'
@@ -153,13 +153,20 @@ def _problems_of_annotations(content: Mapping, evaluated: bool) -> Iterator[str]
         if entry.get("iscrowd", 0) not in (0, 1):
             yield f"{where} has the iscrowd {entry['iscrowd']!r}, expected 0 or 1"
         if evaluated and (not isinstance(entry["area"], Real) or not 0 <= entry["area"] < 1e15):
-            yield f"{where} has the area {entry['area']!r}, expected pixels"
+            yield f"{where} has the area {entry['area']!r:.40}, expected pixels"
         size = image["width"], image["height"]
         problem = box_problem(entry["bbox"], BoxMode.XYWH_ABS, *size)
         if not problem and entry.get("segmentation"):
             problem = mask_problem(entry["segmentation"], *size)
+        if not problem and entry.get("keypoints"):
+            problem = keypoint_form_problem(entry["keypoints"], nested=False)
         if problem:
             yield f"{where} has {problem}"
+        if evaluated and entry.get("keypoints") and "num_keypoints" not in entry:
+            yield (
+                f"{where} has no 'num_keypoints', which the evaluation of keypoints reads. It is "
+                "the number of those whose visibility is above 0"
+            )
     if annotations and not matched:
         yield "the annotations are of none of the images: compare image_id with the images' id"
 

@@ -1,12 +1,17 @@
 """Tell in one line what is wrong with the objects of a data set."""
 
-from collections.abc import Iterable
-from math import inf
+import logging
+from collections.abc import Iterable, Mapping
+from math import inf, isinf
+from numbers import Real
+
+from detectron2.structures import BoxMode
 
 from .check_shapes import box_problem, keypoint_problem, mask_problem
 
 __all__ = ["check_objects"]
 
+_SMALLEST = 8  # pixels of an image in which a box within the first pixel is meant otherwise
 _NEEDED = ("bbox", "bbox_mode", "category_id")
 
 
@@ -16,50 +21,95 @@ def check_objects(
     num_classes: int | None = None,
     masks: str | None = None,
     num_keypoints: int | None = None,
+    evaluated: bool = False,
 ) -> None:
     """
+    Warns of boxes without an area in their image, which are neither learnt nor found.
+
     Args:
         name: of the data set
         records: detectron2's, of the images of a data set
         num_classes: K, of the model; None where it tells none apart
         masks: "polygon" or "bitmask", INPUT.MASK_FORMAT, where masks are learnt; "any" where they
             are evaluated; None without masks
-        num_keypoints: of an object, where they are learnt; None without
+        num_keypoints: of an object, where the model finds them; None without
+        evaluated: the objects are evaluated, and not learnt
     Raises:
         OSError: naming the image, if an object has no box, or one that cannot be used, a class that
-            the model does not have, or not the mask or the keypoints that are asked for. Crowds
-            need no mask
+            the model does not have, or not the mask or the keypoints that are asked for, which
+            crowds need only where they are evaluated; or if all boxes are between 0 and 1
     """
+    empty, in_pixels, count, largest = [], False, 0, 0.0
     for record in records:
+        if "annotations" not in record and not evaluated:
+            raise OSError(
+                f"{record['file_name']}: data set {name} has no 'annotations' of it. Where an "
+                "image has no objects they are an empty list"
+            )
+        size = record.get("width", inf), record.get("height", inf)
         for annotation in record.get("annotations", ()):
-            size = record.get("width", inf), record.get("height", inf)
-            problem = _problem(annotation, size, num_classes, masks, num_keypoints)
+            problem = _problem(annotation, size, num_classes, masks, num_keypoints, evaluated)
             if problem:
                 raise OSError(
                     f"{record['file_name']}: in the annotations of data set {name} an object has "
                     f"{problem}"
                 )
+            count += 1
+            if _is_empty(annotation, *size):
+                empty.append((record["file_name"], annotation["bbox"]))
+            in_pixels = in_pixels or max(annotation["bbox"]) > 1 or _is_whole(annotation["bbox"])
+        largest = max(largest, *(side for side in size if not isinf(side)), 0.0)
+    if count and not in_pixels and largest > _SMALLEST:
+        raise OSError(
+            f"data set {name}: the numbers of all {count} boxes are between 0 and 1, expected "
+            "pixels: multiply them by the width and the height of their images"
+        )
+    if empty:
+        path, box = empty[0]
+        logging.getLogger(__name__).warning(
+            f"data set {name}: {len(empty)} of {count} boxes have no area in their images, such as "
+            f"{list(box)} in {path}: such objects are not learnt, and cannot be found"
+        )
 
 
-def _problem(annotation: dict, size, num_classes, masks, num_keypoints) -> str:
+def _is_empty(annotation: Mapping, width: Real, height: Real) -> bool:
+    if annotation["bbox_mode"] not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+        return False
+    x, y, right, bottom = annotation["bbox"]
+    if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
+        right, bottom = x + right, y + bottom
+    return min(right, width) <= max(x, 0) or min(bottom, height) <= max(y, 0)
+
+
+def _is_whole(box: Iterable[float]) -> bool:
+    return all(number == int(number) for number in box)
+
+
+def _problem(annotation: dict, size, num_classes, masks, num_keypoints, evaluated) -> str:
     for key in _NEEDED:
         if key not in annotation:
             return f"no {key!r}"
     if problem := box_problem(annotation["bbox"], annotation["bbox_mode"], *size):
         return f"{problem}. Correct it, or take it out"
     category = annotation["category_id"]
+    if not isinstance(category, Real):
+        return f"the category_id {category!r:.40}, expected a whole number from 0 on"
     if num_classes is not None and category not in range(num_classes):
         return f"the category_id {category!r}, expected 0 to {num_classes - 1}"
     is_crowd = annotation.get("iscrowd", 0)
+    if is_crowd not in (0, 1):
+        return f"the iscrowd {is_crowd!r:.40}, expected 0 or 1"
     mask = annotation.get("segmentation")
     has_mask = mask is not None and len(mask) > 0
+    if masks and is_crowd and evaluated and not has_mask:
+        return "no mask. Give it one, though it is a crowd, or take it out: the evaluation reads it"
     if masks and not is_crowd and not has_mask:
         return "no mask. Take data with masks, or MODEL.MASK_ON False for boxes only"
     if masks == "polygon" and not is_crowd and isinstance(mask, dict):
         return "a mask that is no polygon: give INPUT.MASK_FORMAT bitmask"
     if masks and has_mask and (problem := mask_problem(mask, *size)):
         return f"{problem}. Correct it, or take it out"
-    if num_keypoints is not None and not is_crowd:
+    if num_keypoints is not None and (evaluated or not is_crowd):
         keypoints = annotation.get("keypoints")
         if keypoints is None or len(keypoints) == 0:
             return "no keypoints. Take data with keypoints, or MODEL.KEYPOINT_ON False"

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from ..images import image_problem, image_size
+from ..images import image_problem, image_size, is_remote
 from ..labels import read_labels
 
 __all__ = ["check_labels", "check_pictures", "check_widths"]
@@ -39,14 +39,11 @@ def check_pictures(records: Iterable[dict]) -> None:
                 )
 
 
-def is_remote(path: str | os.PathLike) -> bool:
-    return "://" in os.fspath(path)
-
-
 def _picture_problem(record: dict) -> str:
     path = record["file_name"]
     if problem := image_problem(path):
-        return problem
+        windows = "\\" in str(path) and not os.path.exists(path)
+        return problem + ": on this system folders end with / and not with \\" * windows
     size = image_size(path)
     if "width" in record and size != (record["width"], record["height"]):
         return (

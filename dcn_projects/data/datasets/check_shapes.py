@@ -7,7 +7,7 @@ from numbers import Real
 import numpy as np
 from detectron2.structures import BoxMode
 
-__all__ = ["box_problem", "keypoint_problem", "mask_problem"]
+__all__ = ["box_problem", "is_count", "keypoint_form_problem", "keypoint_problem", "mask_problem"]
 
 
 def box_problem(box, mode: BoxMode, width: Real, height: Real) -> str:
@@ -17,12 +17,22 @@ def box_problem(box, mode: BoxMode, width: Real, height: Real) -> str:
         mode: of the box. Those that are neither XYXY_ABS nor XYWH_ABS are not looked at
         width, height: of the image; infinite where it is not known
     """
+    if mode in (BoxMode.XYXY_REL, BoxMode.XYWH_REL):
+        return f"a box of the mode {BoxMode(mode).name}, which detectron2 cannot read: give pixels"
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        return ""
+        known = isinstance(mode, int) and mode == BoxMode.XYWHA_ABS
+        return "" if known else f"the bbox_mode {mode!r}, expected BoxMode.XYXY_ABS or XYWH_ABS"
+    if not isinstance(box, (list, tuple)):  # detectron2 fails on arrays
+        what = (
+            f"{box!r:.60}" if isinstance(box, (str, Mapping)) or box is None else type(box).__name__
+        )
+        return f"the box {what}, expected a list of four numbers"
+    if len(box) != 4 or not all(map(_is_number, box)):
+        return f"the box {box!r:.60}, expected four numbers"
     try:
         x, y, right, bottom = map(float, box)
-    except (TypeError, ValueError):
-        return f"the box {box}, expected four numbers"
+    except OverflowError:
+        return f"the box {box!r:.60}, which is not finite"
     if mode == BoxMode.XYWH_ABS:
         right, bottom = x + right, y + bottom
     if not all(map(math.isfinite, (x, y, right, bottom))):
@@ -38,20 +48,37 @@ def mask_problem(mask, width: Real, height: Real) -> str:
     """
     Args:
         mask: polygons [[x, y, x, y, ...], ...] in pixels, or RLE, a dict of "size" [height, width]
-            and "counts", compressed or not, or an array (height, width)
+            and "counts", compressed or not
         width, height: of the image; infinite where it is not known. RLE tells it
     """
     if isinstance(mask, Mapping):
         return _rle_problem(mask, width, height)
-    if isinstance(mask, np.ndarray):
-        fits = math.isinf(width) or mask.shape == (height, width)
-        return "" if fits else f"a mask of the shape {mask.shape}, expected ({height}, {width})"
+    if isinstance(mask, np.ndarray):  # detectron2 fails on it
+        return (
+            "an array as a mask, expected polygons or RLE: give "
+            "pycocotools.mask.encode(numpy.asfortranarray(mask, dtype=numpy.uint8))"
+        )
     if not isinstance(mask, Sequence) or isinstance(mask, str):
         return f"the segmentation {mask!r:.40}, expected polygons or RLE"
     for polygon in mask:
         if problem := _polygon_problem(polygon, width, height):
             return problem
     return "" if mask else "a segmentation without polygons"
+
+
+def keypoint_form_problem(keypoints, nested: bool) -> str:
+    """
+    Args:
+        keypoints: expected to be numbers, of whatever meaning, in one list
+        nested: or in a list of three numbers for each
+    """
+    entries = keypoints.tolist() if isinstance(keypoints, np.ndarray) else keypoints
+    if isinstance(entries, (list, tuple)):
+        if nested and all(isinstance(e, (list, tuple)) and len(e) == 3 for e in entries):
+            entries = [number for e in entries for number in e]
+        if all(map(_is_number, entries)):
+            return ""
+    return f"the keypoints {keypoints!r:.40}, expected a list of x, y, visibility of each"
 
 
 def keypoint_problem(keypoints, count: int, width: Real, height: Real) -> str:
@@ -62,10 +89,9 @@ def keypoint_problem(keypoints, count: int, width: Real, height: Real) -> str:
         count: that an object has
         width, height: of the image; infinite where it is not known
     """
-    try:
-        values = np.asarray(keypoints, dtype=float).ravel()
-    except (TypeError, ValueError):
-        return f"the keypoints {keypoints!r:.40}, expected numbers x, y, visibility of each"
+    if problem := keypoint_form_problem(keypoints, nested=True):
+        return problem
+    values = np.asarray(keypoints, dtype=float).ravel()
     if values.size != 3 * count:
         return f"{values.size} numbers for keypoints, expected 3 for each of {count}"
     x, y, seen = values.reshape(-1, 3).T
@@ -76,6 +102,10 @@ def keypoint_problem(keypoints, count: int, width: Real, height: Real) -> str:
     if _is_far((x.min(), x.max()), width) or _is_far((y.min(), y.max()), height):
         return f"a keypoint far outside of the image of {width} x {height} pixels"
     return ""
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _is_far(ends: tuple[float, float], side: Real) -> bool:
@@ -91,8 +121,10 @@ def _polygon_problem(polygon, width: Real, height: Real) -> str:
     if isinstance(polygon, Real):
         return "a flat list of numbers for polygons, expected a list of lists [[x, y, x, y, ...]]"
     try:
-        count, total = len(polygon), sum(polygon)
-    except TypeError:
+        count, total = len(polygon), float(sum(polygon))
+    except OverflowError:
+        return "a polygon with numbers that are not finite"
+    except (TypeError, ValueError):
         return "a polygon that is no list of numbers [x, y, x, y, ...]"
     if count < 6 or count % 2:
         return f"a polygon of {count} numbers, expected x and y of three points or more"
@@ -106,7 +138,7 @@ def _polygon_problem(polygon, width: Real, height: Real) -> str:
 
 def _rle_problem(mask: Mapping, width: Real, height: Real) -> str:
     size, counts = mask.get("size"), mask.get("counts")
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(_is_count(n) for n in size):
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(is_count(n) for n in size):
         return f"RLE of the size {size}, expected [height, width]"
     if math.isfinite(width) and list(size) != [height, width]:
         swapped = ", which is [width, height]" if list(size) == [width, height] else ""
@@ -123,8 +155,9 @@ def _rle_problem(mask: Mapping, width: Real, height: Real) -> str:
     return ""
 
 
-def _is_count(number) -> bool:
-    return isinstance(number, Real) and number == int(number) and number > 0
+def is_count(number) -> bool:
+    """Whether a value is a whole number from 1 on, also one that was written as 640.0."""
+    return _is_number(number) and 0 < number < math.inf and number == int(number)
 
 
 def _compressed_counts(text: str | bytes) -> np.ndarray:

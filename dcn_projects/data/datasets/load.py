@@ -1,11 +1,10 @@
 import os
-from collections.abc import Mapping
-from numbers import Real
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .check_coco_json import check_coco_json
 from .check_files import loading
+from .check_records import check_records
 from .pascal_voc import check_voc
 
 __all__ = ["load_checked"]
@@ -28,27 +27,10 @@ def load_checked(name: str, evaluated: bool = False) -> list[dict]:
     metadata = MetadataCatalog.get(name)
     check_voc(name)
     with loading([name]):
-        if metadata.get("evaluator_type") == "coco" and metadata.get("json_file"):
+        to_be_written = metadata.get("evaluator_type") == "coco"
+        if to_be_written and metadata.get("json_file"):
             check_coco_json(os.fspath(metadata.json_file), evaluated)
+            to_be_written = False
         records = DatasetCatalog.get(name)
-        if not records:
-            raise ValueError("it has no images")
-        for i, record in enumerate(records):
-            if problem := _problem(record):
-                raise ValueError(f"record {i} {problem}: {record!r:.80}")
+        check_records(name, records, evaluated and to_be_written)
         return records
-
-
-def _problem(record) -> str:
-    """What keeps a record from being looked at, in words that follow its number; or ""."""
-    if not isinstance(record, Mapping):
-        return "is no dictionary"
-    if not isinstance(record.get("file_name"), (str, os.PathLike)):
-        return "has no path of an image as 'file_name'"
-    if not isinstance(record.get("annotations", ()), (list, tuple)):
-        return "has no list as 'annotations'"
-    sides = record.get("width", 1), record.get("height", 1)
-    is_half = ("width" in record) != ("height" in record)
-    if is_half or not all(isinstance(side, Real) for side in sides):
-        return "has no numbers as 'width' and 'height'"
-    return ""
