@@ -132,6 +132,8 @@ def _error(path: str | Path, problem: str) -> OSError:
 
 def _examine(path: str | Path, find_problem: Callable[[Image.Image], str]) -> str:
     """What `find_problem` says of an image whose header was read, or why it could not be read."""
+    if not is_remote(path) and os.path.exists(path) and not os.path.isfile(path):
+        return "is no image, but a folder" if os.path.isdir(path) else "is no file"  # but a pipe
     try:
         with PathManager.open(str(path), "rb") as file, Image.open(file) as image:
             return find_problem(image)
@@ -142,8 +144,6 @@ def _examine(path: str | Path, find_problem: Callable[[Image.Image], str]) -> st
 def _problem(path: str | Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return _MISSING
-    if isinstance(error, IsADirectoryError):
-        return "is no image, but a folder"
     if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the image
         return f"cannot be read ({error.strerror})"
     why = one_line(error)

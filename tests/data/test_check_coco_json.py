@@ -1,7 +1,9 @@
 """What is said of files in the COCO format that would be misread, or stumbled over later."""
 
 import copy
+import gzip
 import json
+import os
 
 import pytest
 
@@ -228,6 +230,11 @@ LATIN = "line 2 has a byte that is not UTF-8, perhaps a letter in Latin-1. Save 
         (json.dumps(CONTENT, indent=0).encode()[:1] + b'\n"\xe4": 1}', LATIN),
         (json.dumps(CONTENT).encode()[:100], "the file is cut off or no JSON (Unterminated string"),
         (b"", "the file is empty. Copy it again"),
+        (
+            gzip.compress(json.dumps(CONTENT).encode()),
+            "the file is compressed (gzip or zip). Unpack",
+        ),
+        (b"PK\x03\x04\x14", "the file is compressed (gzip or zip). Unpack it"),
         (b"\n", "the file is empty. Copy it again"),
         (b"<annotation/>", "the file is cut off or no JSON (Expecting value: line 1 column 1"),
         (b"[" * 100_000, "the file is nested too deeply for annotations"),
@@ -253,3 +260,12 @@ def test_the_minival_of_coco_2014_may_repeat_ids(tmp_path):
     path = tmp_path / "instances_minival2014.json"
     path.write_text(json.dumps(changed("annotations.1.id", 1)))
     check_coco_json(str(path), evaluated=True)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+def test_what_is_no_file(make, tmp_path):
+    """A pipe is not waited for."""
+    path = str(tmp_path / "mine.json")
+    make(path)
+    with pytest.raises(OSError, match="mine.json: this is no file. Name the JSON file"):
+        check_coco_json(path, evaluated=True)

@@ -1,5 +1,6 @@
 """What is said of image files and label files before anything is trained."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,12 @@ def test_an_address_as_the_name_of_a_file_in_a_folder(name, records, tmp_path):
     """As COCO files of web programs have them, joined with the folder of the images."""
     path = records[1]["file_name"] = f"{tmp_path}/{name}"
     assert message_of(check_pictures, records) == f"{path} does not exist{MEND}"
+
+
+def test_a_pipe_is_not_waited_for(records, tmp_path):
+    path = records[1]["file_name"] = str(tmp_path / "pipe.jpg")
+    os.mkfifo(path)
+    assert message_of(check_pictures, records) == f"{path} is no file{MEND}"
 
 
 def test_a_path_of_windows(records, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
 from numbers import Real
@@ -42,8 +43,13 @@ def check_coco_json(path: str, evaluated: bool) -> None:
 
 
 def _read(path: str):
-    with PathManager.open(path, "rb") as f:
+    local = PathManager.get_local_path(path)
+    if not os.path.isfile(local):  # a pipe would be waited for
+        raise OSError(f"{path}: this is no file. Name the JSON file with the annotations")
+    with open(local, "rb") as f:
         text = f.read()
+    if text.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+        raise OSError(f"{path}: the file is compressed (gzip or zip). Unpack it")
     if text.startswith((b"\xff\xfe", b"\xfe\xff", b"\xef\xbb\xbf")):
         raise OSError(
             f"{path}: the file begins with a byte order mark (BOM), which JSON must not have. Save "
