@@ -272,5 +272,22 @@ def check_evaluators(cfg: CfgNode, needed: str | None = None) -> None:
                 f"DATASETS.TEST: there is no evaluator for {name}. Set evaluator_type in its "
                 f"Metadata to {known}"
             )
+        if evaluator == "sem_seg":
+            _check_pixel_metadata(name)
         if needed and evaluator != needed:
             raise ValueError(f"--evaluate: {name} is not evaluated as COCO is. Take --eval-only")
+
+
+def _check_pixel_metadata(name: str) -> None:
+    """What the evaluator of classes of pixels reads."""
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("stuff_classes"):
+        raise ValueError(
+            f"data set {name} has no stuff_classes in its Metadata, the names of the classes"
+        )
+    ignored = metadata.get("ignore_label")
+    if ignored not in range(256):
+        raise ValueError(
+            f"data set {name} has the ignore_label {ignored} in its Metadata, expected a number "
+            "from 0 to 255, as pixels without a class have it in the label files"
+        )

@@ -124,8 +124,9 @@ def _needs(cfg: CfgNode, name: str, evaluated: bool) -> tuple:
     task, metadata = task_of(cfg), MetadataCatalog.get(name)
     num_classes = value_of(cfg, task.num_classes) if task.num_classes else None
     if task.output == "sem_seg":
-        ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE
-        return task.output, num_classes, metadata.get("ignore_label", ignored)
+        ignored = cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE  # a training reads with it
+        label = metadata.get("ignore_label", ignored) if evaluated else ignored
+        return task.output, num_classes, label
     masks = None
     if task.learns_masks(cfg) and not evaluated:
         masks = cfg.INPUT.MASK_FORMAT

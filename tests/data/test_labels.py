@@ -1,5 +1,7 @@
 """Files of labels, as they should be and as they should not."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.io
@@ -31,6 +33,11 @@ def test_indices_of_pngs_arrive_unchanged(palette, tmp_path):
     path = write_png(tmp_path / "a.png", LABELS, palette)
     read = read_labels(path, 21, 255)
     assert read.dtype == np.uint8 and np.array_equal(read, LABELS)
+
+
+def test_a_path_that_is_no_text(tmp_path):
+    path = Path(write_png(tmp_path / "a.png", LABELS))
+    assert np.array_equal(read_labels(path, 21, 255), LABELS)
 
 
 def test_palette_of_voc():

@@ -10,7 +10,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
 from dcn_projects import add_dcn_config
 from dcn_projects.config import reads
 from dcn_projects.engine import check_classes, check_keys, check_preprocessing
-from dcn_projects.engine.check_config import check_keypoints
+from dcn_projects.engine.check_config import check_evaluators, check_keypoints
 from dcn_projects.modeling import OHEMROIHeads
 
 MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
@@ -204,3 +204,37 @@ def test_keys_that_are_read(options, heads_of_others):
     cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"  # which heads of this project need
     cfg.merge_from_list([part for pair in options.items() for part in pair])
     check_keys(cfg)
+
+
+@pytest.mark.parametrize(
+    "more, problem",
+    [
+        (dict(stuff_classes=None), "has no stuff_classes in its Metadata, the names"),
+        (dict(ignore_label=None), "has the ignore_label None in its Metadata, expected a number"),
+        (dict(ignore_label=300), "has the ignore_label 300 in its Metadata"),
+        (dict(ignore_label=-1), "has the ignore_label -1 in its Metadata"),
+    ],
+    ids=str,
+)
+def test_metadata_of_pixels(more, problem, request):
+    """The evaluator would fail without them when the training is over."""
+    name = "pixels_of_a_test"
+    request.addfinalizer(lambda: MetadataCatalog.remove(name))
+    known = dict(stuff_classes=["a", "b"], ignore_label=255, evaluator_type="sem_seg") | more
+    MetadataCatalog.get(name).set(**{k: v for k, v in known.items() if v is not None})
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TEST = "SemanticSegmentor", (name,)
+    with pytest.raises(ValueError, match=f"data set {name} {problem}"):
+        check_evaluators(cfg)
+
+
+@pytest.mark.parametrize("ignored", [0, 255])
+def test_metadata_of_pixels_that_can_be_used(ignored, request):
+    name = "pixels_of_a_test"
+    request.addfinalizer(lambda: MetadataCatalog.remove(name))
+    MetadataCatalog.get(name).set(
+        stuff_classes=["a", "b"], ignore_label=ignored, evaluator_type="sem_seg"
+    )
+    cfg = get_cfg()
+    cfg.MODEL.META_ARCHITECTURE, cfg.DATASETS.TEST = "SemanticSegmentor", (name,)
+    check_evaluators(cfg)

@@ -99,7 +99,7 @@ def check_labels(name: str, records: Sequence[dict], num_classes: int, ignore_la
     """
     for record in records:
         path = record.get("sem_seg_file_name")
-        if path is None:
+        if not path:
             raise OSError(f"{record['file_name']}: the data set names no file with its labels")
         if not is_remote(path) and not os.path.isfile(path):
             raise FileNotFoundError(f"{path} is missing, the labels of {record['file_name']}")
