@@ -185,5 +185,5 @@ def _load(checkpointer: _Checkpointer, path: str) -> dict:
         raise ValueError(f"{path}: {e}") from None
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path} is no checkpoint of detectron2: {unread(e)}") from e
-    except (AssertionError, AttributeError, KeyError, TypeError) as e:
+    except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as e:
         raise ValueError(f"{path} is no checkpoint of detectron2 ({one_line(e)})") from e

@@ -164,7 +164,9 @@ def test_values_that_are_not_finite(value, path):
 
 
 @pytest.mark.parametrize(
-    "content", [{"model": {0: torch.zeros(1)}}, {"model": {"module": make()}}], ids=["name", "code"]
+    "content",
+    [{"model": {0: torch.zeros(1)}}, {"model": {"module": make()}}, torch.zeros(3)],
+    ids=["name", "code", "tensor"],
 )
 @pytest.mark.parametrize("load", [load_trained, load_to_start])
 def test_no_checkpoint_of_detectron2(load, content, path):
