@@ -158,7 +158,8 @@ class Trainer(DefaultTrainer):
         mapper = task.build_mapper(cfg, is_train=True)
         with loading(cfg.DATASETS.TRAIN):
             options = build_detection_train_loader.from_config(cfg, mapper=mapper)
-            if comm.get_world_size() > 1:  # they may have been started without check_data
+            # Several processes may have been started without check_data.
+            if comm.get_world_size() > 1 and task.output == "instances":
                 masks = cfg.INPUT.MASK_FORMAT if task.learns_masks(cfg) else None
                 check_objects(", ".join(cfg.DATASETS.TRAIN), options["dataset"], masks=masks)
             if cfg.DATALOADER.EXACT_RESUME:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -391,6 +392,19 @@ def test_records_of_another_form(change, words, register, request):
     DatasetCatalog.register(name, lambda: records)
     with pytest.raises(OSError, match=f"^data set of another form: record 3 .*{words}"):
         check_data(config_for(name, name), [name], [])
+
+
+def test_processes_of_another_program(register, pixel_labels, monkeypatch):
+    """Which builds a Trainer in each, and has checked nothing: the objects to learn are checked."""
+    two = SimpleNamespace(get_world_size=lambda: 2)  # as far as the trainer is concerned
+    monkeypatch.setattr("dcn_projects.engine.trainer.comm", two)
+    name = register(first(bbox=[1, 2, -3, 4]))
+    with pytest.raises(OSError, match=f"of data set {name} an object has the box .*negative"):
+        Trainer.build_train_loader(config_for(name, name))
+    labels = np.zeros((30, 40), np.uint8)
+    cfg = read_config(PIXELS, ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2", *SMALL.split()])
+    cfg.DATASETS.TRAIN = (pixel_labels(labels),)
+    Trainer.build_train_loader(cfg)
 
 
 def test_what_was_right_is_not_read_again(register, monkeypatch):
