@@ -39,6 +39,8 @@ def check_weights(path: str, told_by: str = "MODEL.WEIGHTS", to_start: bool = Fa
                 f"{told_by}: {path} cannot be downloaded ({e}). Download it elsewhere and give "
                 f"the path of the file{instead}."
             ) from e
+    if PathManager.isdir(path):
+        raise IsADirectoryError(f"{told_by}: {path} is a folder. Name a checkpoint in it.")
     if not PathManager.isfile(path):
         raise FileNotFoundError(
             f"{told_by}: {path} does not exist. Give the path of a checkpoint, or make one for the "

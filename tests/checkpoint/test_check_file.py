@@ -33,6 +33,11 @@ def test_download(tmp_path, monkeypatch):
         check_weights("detectron2://ImageNetPretrained/MSRA/R-101.pkl")
 
 
+def test_a_folder(tmp_path):
+    with pytest.raises(OSError, match=f"MODEL.WEIGHTS: {tmp_path} is a folder. Name a checkpoint"):
+        check_weights(str(tmp_path))
+
+
 def test_missing():
     with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist"):
         check_weights("nowhere.pth")

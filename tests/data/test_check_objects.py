@@ -176,13 +176,23 @@ def test_boxes_in_fractions_of_an_image():
     ids=str,
 )
 def test_boxes_without_area_are_told(box, mode, caplog):
-    check_objects("mine", records() + records(bbox=box, bbox_mode=mode))
+    check_objects("mine", records(bbox=[1, 2, 3, 4]) + records(bbox=box, bbox_mode=mode))
     assert caplog.messages == [
-        f"data set mine: 1 of 2 boxes have no area in their images, such as {box} in 1.jpg: such "
-        "objects are not learnt, and cannot be found"
+        "data set mine: 1 of 2 boxes have no area in their images: such objects are not learnt, "
+        f"and cannot be found. The first is {box} in 1.jpg"
     ]
 
 
-def test_boxes_at_the_border_are_not_told(caplog):
-    check_objects("mine", records(bbox=[-4, 2, 4.5, 3]) + records(bbox=[8.5, 8, 9, 9]))
-    assert not caplog.messages
+@pytest.mark.parametrize(
+    "form, mode", [("x, y, width, height", SIDES), ("x0, y0, x1, y1", CORNERS)]
+)
+def test_boxes_that_reach_out_are_told(form, mode, caplog):
+    """As those do that were written in another form, or for images of another size."""
+    good = records(bbox=[0, 1, 9, 8], bbox_mode=mode)
+    check_objects("mine", good + records(bbox=[0, 1, 9.5, 9], bbox_mode=mode) + good)
+    assert not caplog.messages  # rounding
+    check_objects("mine", good + records(bbox=[6, 6, 8, 10.5], bbox_mode=mode))
+    assert caplog.messages == [
+        "data set mine: 1 of 2 boxes reach out of their images by more than a pixel, read as "
+        f"[{form}]. The first is [6, 6, 8, 10.5] in 1.jpg"
+    ]

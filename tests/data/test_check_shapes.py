@@ -187,6 +187,14 @@ POINTS = "x and y of three points or more"
             dict(size=[30, 40], counts=["a"]),
             "RLE with the counts ['a'], which cannot be read",
         ),
+        (
+            dict(size=[30, 40], counts=[600.5, 599.5]),
+            "RLE with the counts [600.5, 599.5], which cannot be read",
+        ),
+        (
+            dict(size=[30, 40], counts=["1200"]),
+            "RLE with the counts ['1200'], which cannot be read",
+        ),
         (dict(size=[30, 40]), "RLE with the counts None, which cannot be read"),
     ],
     ids=lambda mask: str(mask)[:30],

@@ -1,10 +1,11 @@
 """Tell in one line what is wrong with the objects of a data set."""
 
 import logging
-from collections.abc import Iterable, Mapping
-from math import inf, isinf
+from collections.abc import Iterable
+from math import inf
 from numbers import Real
 
+import numpy as np
 from detectron2.structures import BoxMode
 
 from .check_shapes import box_problem, keypoint_problem, mask_problem
@@ -24,7 +25,8 @@ def check_objects(
     evaluated: bool = False,
 ) -> None:
     """
-    Warns of boxes without an area in their image, which are neither learnt nor found.
+    Warns of boxes without an area in their image, which are neither learnt nor found, and of boxes
+    that reach out of it.
 
     Args:
         name: of the data set
@@ -39,7 +41,6 @@ def check_objects(
             the model does not have, or not the mask or the keypoints that are asked for, which
             crowds need only where they are evaluated; or if all boxes are between 0 and 1
     """
-    empty, in_pixels, count, largest = [], False, 0, 0.0
     for record in records:
         if "annotations" not in record and not evaluated:
             raise OSError(
@@ -54,35 +55,42 @@ def check_objects(
                     f"{record['file_name']}: in the annotations of data set {name} an object has "
                     f"{problem}"
                 )
-            count += 1
-            if _is_empty(annotation, *size):
-                empty.append((record["file_name"], annotation["bbox"]))
-            in_pixels = in_pixels or max(annotation["bbox"]) > 1 or _is_whole(annotation["bbox"])
-        largest = max(largest, *(side for side in size if not isinf(side)), 0.0)
-    if count and not in_pixels and largest > _SMALLEST:
+    _check_together(name, records)
+
+
+def _check_together(name: str, records: Iterable[dict]) -> None:
+    """What the boxes of a data set tell of its form, and what is odd in some of them."""
+    modes = {BoxMode.XYXY_ABS, BoxMode.XYWH_ABS}
+    entries = [
+        (record, annotation)
+        for record in records
+        for annotation in record.get("annotations", ())
+        if annotation["bbox_mode"] in modes
+    ]
+    if not entries:
+        return
+    numbers = np.array([annotation["bbox"] for _, annotation in entries], dtype=float)
+    sizes = np.array([(r.get("width", inf), r.get("height", inf)) for r, _ in entries], dtype=float)
+    if numbers.max() <= 1 and (numbers % 1).any() and sizes[sizes < inf].max(initial=0) > _SMALLEST:
         raise OSError(
-            f"data set {name}: the numbers of all {count} boxes are between 0 and 1, expected "
-            "pixels: multiply them by the width and the height of their images"
+            f"data set {name}: the numbers of all {len(numbers)} boxes are between 0 and 1, "
+            "expected pixels: multiply them by the width and the height of their images"
         )
-    if empty:
-        path, box = empty[0]
-        logging.getLogger(__name__).warning(
-            f"data set {name}: {len(empty)} of {count} boxes have no area in their images, such as "
-            f"{list(box)} in {path}: such objects are not learnt, and cannot be found"
-        )
-
-
-def _is_empty(annotation: Mapping, width: Real, height: Real) -> bool:
-    if annotation["bbox_mode"] not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        return False
-    x, y, right, bottom = annotation["bbox"]
-    if annotation["bbox_mode"] == BoxMode.XYWH_ABS:
-        right, bottom = x + right, y + bottom
-    return min(right, width) <= max(x, 0) or min(bottom, height) <= max(y, 0)
-
-
-def _is_whole(box: Iterable[float]) -> bool:
-    return all(number == int(number) for number in box)
+    are_lengths = np.array([a["bbox_mode"] == BoxMode.XYWH_ABS for _, a in entries])[:, None]
+    ends = numbers[:, 2:] + are_lengths * numbers[:, :2]
+    no_area = (np.minimum(ends, sizes) <= np.maximum(numbers[:, :2], 0)).any(axis=1)
+    outside = ((numbers[:, :2] < -1) | (ends > sizes + 1)).any(axis=1) & ~no_area
+    form = "[x, y, width, height]" if are_lengths.all() else "[x0, y0, x1, y1]"
+    for some, what in (
+        (no_area, "have no area in their images: such objects are not learnt, and cannot be found"),
+        (outside, f"reach out of their images by more than a pixel, read as {form}"),
+    ):
+        if some.any():
+            record, annotation = entries[int(some.argmax())]
+            logging.getLogger(__name__).warning(
+                f"data set {name}: {some.sum()} of {len(numbers)} boxes {what}. The first is "
+                f"{list(annotation['bbox'])} in {record['file_name']}"
+            )
 
 
 def _problem(annotation: dict, size, num_classes, masks, num_keypoints, evaluated) -> str:

@@ -145,7 +145,10 @@ def _rle_problem(mask: Mapping, width: Real, height: Real) -> str:
         return f"RLE of the size {list(size)}{swapped}, expected [{height}, {width}], its image's"
     try:
         lengths = _compressed_counts(counts) if isinstance(counts, (str, bytes)) else counts
-        lengths = np.asarray(lengths, dtype=np.int64)
+        lengths = np.asarray(lengths)
+        if lengths.size and lengths.dtype.kind not in "iu":
+            raise ValueError("no whole numbers")
+        lengths = lengths.astype(np.int64)
     except (TypeError, ValueError, OverflowError):
         return f"RLE with the counts {counts!r:.40}, which cannot be read"
     if lengths.ndim != 1 or (lengths < 0).any():
