@@ -59,6 +59,11 @@ MEND = "Correct it, or take it out"
             {},
             f"the box [5, 6, 4, 8], whose width or height is negative. {MEND}",
         ),
+        (
+            dict(bbox=[5, 6, 1, 1, 30], bbox_mode=BoxMode.XYWHA_ABS),
+            dict(evaluated=True),
+            "a rotated box (BoxMode.XYWHA_ABS), which the evaluators of this package do not read",
+        ),
         (dict(category_id=1), dict(num_classes=1), "the category_id 1, expected 0 to 0"),
         (dict(category_id=-1), dict(num_classes=1), "the category_id -1, expected 0 to 0"),
         (

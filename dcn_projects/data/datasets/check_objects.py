@@ -99,6 +99,8 @@ def _problem(annotation: dict, size, num_classes, masks, num_keypoints, evaluate
             return f"no {key!r}"
     if problem := box_problem(annotation["bbox"], annotation["bbox_mode"], *size):
         return f"{problem}. Correct it, or take it out"
+    if evaluated and annotation["bbox_mode"] == BoxMode.XYWHA_ABS:
+        return "a rotated box (BoxMode.XYWHA_ABS), which the evaluators of this package do not read"
     category = annotation["category_id"]
     if not isinstance(category, Real):
         return f"the category_id {category!r:.40}, expected a whole number from 0 on"
