@@ -1,6 +1,7 @@
 """What is said of the records of any data set, in whatever format it is kept."""
 
 import numpy as np
+import pycocotools.mask
 import pytest
 from detectron2.structures import BoxMode
 
@@ -200,4 +201,30 @@ def test_boxes_that_reach_out_are_told(form, mode, caplog):
     assert caplog.messages == [
         "data set mine: 1 of 2 boxes reach out of their images by more than a pixel, read as "
         f"[{form}]. The first is [6, 6, 8, 10.5] in 1.jpg"
+    ]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        dict(counts=[81], size=[9, 9]),
+        pycocotools.mask.encode(np.zeros((9, 9), np.uint8, order="F")),
+        [[3, 3, 3, 3, 3, 3]],
+        [[1, 3, 5, 3, 7, 3], [2, 1, 2, 5, 2, 8]],
+    ],
+    ids=str,
+)
+def test_masks_without_pixels_are_told(mask, caplog):
+    box = [0, 1, 9, 8]
+    good = records(bbox=box, segmentation=[[1, 3, 5, 3, 7, 4]])
+    good += records(
+        bbox=box, segmentation=pycocotools.mask.encode(np.eye(9, dtype=np.uint8, order="F"))
+    )
+    check_objects("mine", good + records(bbox=box, segmentation=mask))  # nothing reads them
+    check_objects("mine", good, masks="any")
+    assert not caplog.messages
+    check_objects("mine", good + records(bbox=box, segmentation=mask), masks="any")
+    assert caplog.messages == [
+        "data set mine: 1 masks have no pixel: such objects are not learnt, and cannot be found. "
+        "The first is in 1.jpg"
     ]

@@ -8,7 +8,7 @@ from numbers import Real
 import numpy as np
 from detectron2.structures import BoxMode
 
-from .check_shapes import box_problem, keypoint_problem, mask_problem
+from .check_shapes import box_problem, is_empty_mask, keypoint_problem, mask_problem
 
 __all__ = ["check_objects"]
 
@@ -25,8 +25,8 @@ def check_objects(
     evaluated: bool = False,
 ) -> None:
     """
-    Warns of boxes without an area in their image, which are neither learnt nor found, and of boxes
-    that reach out of it.
+    Warns of boxes without an area in their image and of masks without pixels, which are neither
+    learnt nor found, and of boxes that reach out of the image.
 
     Args:
         name: of the data set
@@ -56,6 +56,22 @@ def check_objects(
                     f"{problem}"
                 )
     _check_together(name, records)
+    if masks:
+        _tell_empty_masks(name, records)
+
+
+def _tell_empty_masks(name: str, records: Iterable[dict]) -> None:
+    empty = [
+        record["file_name"]
+        for record in records
+        for annotation in record.get("annotations", ())
+        if (mask := annotation.get("segmentation")) and is_empty_mask(mask)
+    ]
+    if empty:
+        logging.getLogger(__name__).warning(
+            f"data set {name}: {len(empty)} masks have no pixel: such objects are not learnt, and "
+            f"cannot be found. The first is in {empty[0]}"
+        )
 
 
 def _check_together(name: str, records: Iterable[dict]) -> None:

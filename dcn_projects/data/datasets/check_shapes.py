@@ -7,7 +7,14 @@ from numbers import Real
 import numpy as np
 from detectron2.structures import BoxMode
 
-__all__ = ["box_problem", "is_count", "keypoint_form_problem", "keypoint_problem", "mask_problem"]
+__all__ = [
+    "box_problem",
+    "is_count",
+    "is_empty_mask",
+    "keypoint_form_problem",
+    "keypoint_problem",
+    "mask_problem",
+]
 
 
 def box_problem(box, mode: BoxMode, width: Real, height: Real) -> str:
@@ -64,6 +71,15 @@ def mask_problem(mask, width: Real, height: Real) -> str:
         if problem := _polygon_problem(polygon, width, height):
             return problem
     return "" if mask else "a segmentation without polygons"
+
+
+def is_empty_mask(mask) -> bool:
+    """Whether a mask, in which `mask_problem` finds nothing, is without pixels, or without area."""
+    if isinstance(mask, Mapping):
+        counts = mask["counts"]
+        lengths = _compressed_counts(counts) if isinstance(counts, (str, bytes)) else counts
+        return not np.asarray(lengths)[1::2].any()  # background and object in turn
+    return all(min(p[::2]) == max(p[::2]) or min(p[1::2]) == max(p[1::2]) for p in mask)
 
 
 def keypoint_form_problem(keypoints, nested: bool) -> str:
