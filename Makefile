@@ -33,9 +33,11 @@ test: $(DONE)/packages $(DONE)/operators
 	$(PY) -m pytest tests
 
 # With detectron2's main branch instead of release 0.6, and without what is the same with both: the
-# operators, the converters of weights, packages and pages.
+# operators, the converters of weights, the checks of files, packages, pages and Ctrl-C.
 SAME_WITH_MAIN := $(filter-out %/test_deformable.py,$(wildcard tests/layers/*)) \
-    tests/checkpoint/test_convert.py tests/test_wheel.py tests/test_setup.py tests/test_docs.py
+    $(wildcard tests/data/test_check_*.py) tests/data/test_pascal_voc.py \
+    $(patsubst %,tests/checkpoint/test_%.py,convert torchvision mmdetection) \
+    $(patsubst %,tests/test_%.py,wheel setup docs interrupts)
 test-main: $(DONE)/main
 	PYTHONPATH=$(CURDIR)/$(DONE)/main $(PY) -m pytest tests $(addprefix --ignore=,$(SAME_WITH_MAIN))
 
