@@ -39,7 +39,7 @@ class Keep(HookBase):
         latest = {k: v for k, (v, iteration) in latest.items() if iteration == i}
         numbers = {k: v for k, v in latest.items() if "loss" in k or "dynamic" in k}
         with open(f"{FOLDER}/kept.jsonl{comm.get_rank() or ''}", "a") as f:
-            f.write(json.dumps([self.trainer.iter, numbers]) + "\\n")
+            f.write("\\n" + json.dumps([self.trainer.iter, numbers]))
 
 class KeepingTrainer(Trainer):
     def build_hooks(self):
@@ -48,8 +48,8 @@ class KeepingTrainer(Trainer):
 def iterations():
     if not os.path.exists(FOLDER + "/kept.jsonl"):
         return []
-    with open(FOLDER + "/kept.jsonl") as f:
-        return [json.loads(line)[0] for line in f.read().splitlines()]
+    with open(FOLDER + "/kept.jsonl") as f:  # a line of it may be only begun
+        return [int(line[1:].partition(",")[0]) for line in f.read().splitlines() if "]" in line]
 
 def torchrun(rank):  # the environment that it gives to its processes
     numbers = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=processes, LOCAL_WORLD_SIZE=processes)
@@ -132,7 +132,9 @@ def train(folder, name, kills, processes=1):
     output = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     done = subprocess.run([*command, *OPTIONS], cwd=folder, env=env, timeout=400, **output)
     assert done.returncode == 0, done.stdout[-3000:]
-    kept = [json.loads(x) for x in (folder / name / "kept.jsonl").read_text().splitlines()]
+    lines = (folder / name / "kept.jsonl").read_text().splitlines()
+    # A line that is cut off is of an iteration that was done again.
+    kept = [json.loads(line) for line in lines if line.endswith("]")]
     return kept, torch.load(folder / name / "model_final.pth", weights_only=False)["model"]
 
 
