@@ -1,6 +1,7 @@
 """How an error becomes one line."""
 
 import contextlib
+import errno
 import multiprocessing
 import os
 import sys
@@ -14,6 +15,13 @@ import yaml
 __all__ = ["error_line", "exit_interrupted", "exit_with_one_line", "one_line", "one_line_errors"]
 
 _INTERRUPTED = 130  # of shells: 128 and the number of the signal
+# What stands in the way of writing a file, and is no mistake in its name.
+_ADVICE = {
+    errno.ENOSPC: "Make room",
+    errno.EDQUOT: "Delete files, or ask for a larger quota",
+    errno.EFBIG: "The file system, or ulimit -f, allows no larger file",
+    errno.EIO: "The disk, or the connection to it, fails",
+}
 
 
 def one_line(error: BaseException) -> str:
@@ -30,9 +38,19 @@ def one_line(error: BaseException) -> str:
     return f"there is no {words[0]}" if is_key and len(words) == 1 else " ".join(words)
 
 
-def error_line(error: BaseException) -> str:
-    """What a program ends with. A line break, as a name of a file may have one, becomes a space."""
-    return "error: " + " ".join(map(str.strip, str(error).splitlines()))
+def error_line(error: BaseException, where: str = "") -> str:
+    """
+    What a program ends with. A line break, as a name of a file may have one, becomes a space.
+
+    Args:
+        where: what cannot be written if the error does not say it
+    """
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        file = error.filename or where
+        text = f"{file and f'{file}: '}{error.strerror}. {_ADVICE[error.errno]}"
+    else:
+        text = str(error)
+    return "error: " + " ".join(map(str.strip, text.splitlines()))
 
 
 @contextlib.contextmanager
@@ -52,15 +70,18 @@ def one_line_errors(config_file: str):
 
 
 @contextlib.contextmanager
-def exit_with_one_line() -> Iterator[None]:
+def exit_with_one_line(where: str = "") -> Iterator[None]:
     """
     Within this context an error that the user of a program can mend ends it with one line,
     and with exit code 1.
+
+    Args:
+        where: see `error_line`
     """
     try:
         yield
     except (OSError, ValueError) as e:
-        sys.exit(error_line(e))
+        sys.exit(error_line(e, where))
 
 
 def exit_interrupted(how_to_go_on: str = "") -> NoReturn:

@@ -64,20 +64,11 @@ def seconds_trained(iterations: int) -> float:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         try:
             entry = json.loads(line)
-        except ValueError:  # a run was interrupted while it wrote the line
+        except ValueError:  # a run was killed while it wrote the line
             continue
         if entry["iteration"] < iterations:
             seconds = entry.get("train_seconds", seconds)
     return seconds
-
-
-def end_metrics() -> None:
-    """What is appended to metrics.json begins a line, also after a line that was interrupted."""
-    path = OUTPUT / "metrics.json"
-    if path.exists() and path.read_bytes()[-1:] not in (b"", b"\n"):
-        print(f"{path} ends with half a line, of an interrupted run. It is left out.")
-        with path.open("a") as f:
-            f.write("\n")
 
 
 def read_results() -> dict | None:
@@ -98,7 +89,7 @@ def is_of(cfg: CfgNode) -> bool:
     missing, or was not written to its end.
     """
     path = OUTPUT / "config.yaml"
-    text = path.read_text(errors="replace") if path.exists() else ""
+    text = path.read_text(errors="replace").strip("\0") if path.exists() else ""  # zeros: a power cut
     if text == cfg.dump():
         return True
     if cfg.dump().startswith(text):
@@ -132,7 +123,6 @@ def train(args: Namespace) -> tuple[CfgNode, dict]:
     if (OUTPUT / "model_final.pth").exists() and (results := read_results()):
         print(f"{OUTPUT} holds the trained model: nothing to train.")
         return cfg, results
-    end_metrics()
     run(args, trainer=TimedTrainer)
     return cfg, read_results()
 

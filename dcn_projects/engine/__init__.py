@@ -21,7 +21,7 @@ _MODULES = {
     "check_training": "check_config",
     "class_order": "classes_by_name",
     "draw_predictions": "drawing",
-    "last_checkpoint": "output_dir",
+    "last_checkpoint": "output_checkpoints",
     "launch": "launcher",
     "load_predictor": "predictor",
     "main": "run",
@@ -34,7 +34,7 @@ _MODULES = {
     "run_program": "run",
     "setup": "run",
     "task_of": "tasks",
-    "weights_to_evaluate": "output_dir",
+    "weights_to_evaluate": "output_checkpoints",
 }
 
 __all__ = list(_MODULES)

@@ -1,3 +1,4 @@
+import contextlib
 import logging
 import os
 from argparse import Namespace
@@ -7,6 +8,8 @@ import torch
 import torch.distributed as dist
 from detectron2 import engine
 from detectron2.utils import comm
+
+from .stop_signals import Stopped, passed_on
 
 __all__ = ["launch"]
 
@@ -20,19 +23,27 @@ def launch(main: Callable[[Namespace], object], args: Namespace) -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         _join_torchrun()
-        main(args)
-        # Older gloo aborts if a process ends while another one still communicates with it.
-        comm.synchronize()
+        try:
+            main(args)
+            # Older gloo aborts if a process ends while another one still communicates with it.
+            comm.synchronize()
+        except Stopped as stopped:  # where all processes have waited for the first one
+            if not stopped.by_all:
+                raise
+            dist.destroy_process_group()
+            raise
         dist.destroy_process_group()
     elif torch.cuda.is_available():
-        engine.launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        several = args.num_gpus * args.num_machines > 1
+        with passed_on() if several else contextlib.nullcontext():
+            engine.launch(
+                main,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(args,),
+            )
     else:
         if args.num_gpus * args.num_machines > 1:
             logging.getLogger(__name__).warning(

@@ -18,7 +18,7 @@ from dcn_projects.vis import class_metadata, narrow_images_refused
 from .check_config import check_keys
 from .config import read_config
 from .options import option_pairs
-from .output_dir import weights_to_evaluate
+from .output_checkpoints import weights_to_evaluate
 from .tasks import task_of
 
 __all__ = ["build_predictor", "load_predictor", "trained_config"]

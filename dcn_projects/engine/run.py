@@ -1,13 +1,9 @@
 """A run of train_net.py: what is checked, in which order, and what is done then."""
 
-import contextlib
-import errno
 import functools
 import logging
 import os
-import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,8 +14,9 @@ from detectron2.utils.logger import setup_logger
 
 from dcn_projects.checkpoint import check_weights, load_to_start, load_trained
 from dcn_projects.data import check_datasets, check_exact_resume
-from dcn_projects.errors import exit_interrupted, exit_with_one_line, one_line, one_line_errors
+from dcn_projects.errors import exit_interrupted, exit_with_one_line, one_line_errors
 from dcn_projects.evaluation import copy_detections
+from dcn_projects.whole_files import whole_file
 
 from .check_config import (
     check_augmentation,
@@ -33,9 +30,18 @@ from .check_config import (
 from .check_frozen import check_frozen
 from .config import read_config, renamed_in
 from .data_checks import check_data
+from .folder_lock import lock_folder
 from .launcher import launch
 from .options import option_pairs
-from .output_dir import how_to_go_on, last_checkpoint, last_saved, weights_to_evaluate
+from .output_checkpoints import (
+    checkpoint_to_resume,
+    how_to_go_on,
+    last_saved,
+    remove_parts,
+    set_aside,
+    weights_to_evaluate,
+)
+from .run_errors import log_quietly, one_line_errors_of_a_run
 from .trainer import Trainer
 
 __all__ = ["main", "predict", "run_program", "setup"]
@@ -76,14 +82,18 @@ def main(args: Namespace, trainer: type[Trainer] = Trainer):
     if args.predict:
         return predict(args)
     cfg = setup(args)
-    with exit_with_one_line():
+    with exit_with_one_line(f"OUTPUT_DIR {cfg.OUTPUT_DIR}"):
         default_setup(cfg, args)
+        if comm.is_main_process():  # once more, as detectron2 writes it in place
+            with whole_file(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as f:
+                f.write(cfg.dump())
         setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="dcn_projects")
+        log_quietly()
         if renamed := renamed_in(args.config_file):  # also for the log in OUTPUT_DIR
             logging.getLogger(__name__).warning(renamed)
         with one_line_errors(args.config_file):
             run = prepare(cfg, args, trainer)
-    with _exit_with_one_line_of_a_run(cfg):
+    with one_line_errors_of_a_run(None if args.eval_only else cfg.OUTPUT_DIR):
         results = run()
         if args.evaluate and comm.is_main_process():
             copy_detections(cfg, args.evaluate)
@@ -147,17 +157,18 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     check_evaluators(cfg, "coco" if args.evaluate else None)
     if not args.eval_only:
         check_training(cfg)
-    if resumed := checkpoint_to_resume(cfg, args):
-        check_weights(resumed, told_by=os.path.join(cfg.OUTPUT_DIR, "last_checkpoint"))
-    else:
+    if not args.eval_only:
+        lock_folder(Path(cfg.OUTPUT_DIR))
+    if not is_resumed(cfg, args):
         check_weights(cfg.MODEL.WEIGHTS, to_start=not args.eval_only)
     check_data(cfg, () if args.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
 
 
-def checkpoint_to_resume(cfg: CfgNode, args: Namespace) -> str | None:
+def is_resumed(cfg: CfgNode, args: Namespace) -> str | None:
+    """The checkpoint with which a training goes on."""
     if args.resume and not args.eval_only:
-        last = last_checkpoint(Path(cfg.OUTPUT_DIR))
-        return None if last is None else str(last)
+        checkpoint = checkpoint_to_resume(Path(cfg.OUTPUT_DIR))
+        return checkpoint and str(checkpoint)
 
 
 def prepare(cfg: CfgNode, args: Namespace, trainer: type[Trainer]):
@@ -167,8 +178,10 @@ def prepare(cfg: CfgNode, args: Namespace, trainer: type[Trainer]):
         check_augmentation(cfg, model)
         load_trained(model, cfg.MODEL.WEIGHTS)
         return functools.partial(trainer.test, cfg, model)
+    if comm.is_main_process():
+        remove_parts(Path(cfg.OUTPUT_DIR))
     training = trainer(cfg)
-    if resumed := checkpoint_to_resume(cfg, args):
+    if resumed := is_resumed(cfg, args):
         checkpoint = load_trained(training.model, resumed)  # it must be of this model
         if "iteration" not in checkpoint:
             raise ValueError(
@@ -176,31 +189,26 @@ def prepare(cfg: CfgNode, args: Namespace, trainer: type[Trainer]):
                 "without --resume"
             )
         training.resume_or_load()
-    else:
-        if any(Path(cfg.OUTPUT_DIR).glob("model_*.pth")):
-            logging.getLogger(__name__).warning(
-                f"OUTPUT_DIR {cfg.OUTPUT_DIR} has the checkpoints of another training, which are "
-                "overwritten. --resume would go on with it"
+        if training.start_iter > cfg.SOLVER.MAX_ITER:
+            raise ValueError(
+                f"SOLVER.MAX_ITER is {cfg.SOLVER.MAX_ITER}, and {resumed} has done "
+                f"{training.start_iter} iterations: enlarge it, or evaluate with --eval-only"
             )
+    else:
         check_preprocessing(cfg)
         at_random = load_to_start(training.model, cfg.MODEL.WEIGHTS)
         check_frozen(cfg, training.checkpointer.model, at_random)
+        begin_anew(cfg, args)
     return training.train
 
 
-@contextlib.contextmanager
-def _exit_with_one_line_of_a_run(cfg: CfgNode) -> Iterator[None]:
-    """Of a training or an evaluation, where a ValueError would be a mistake of the program."""
-    try:
-        yield
-    except FloatingPointError as e:
-        sys.exit(
-            f"error: {one_line(e)} Lower SOLVER.BASE_LR, or look into MODEL.WEIGHTS and the data."
+def begin_anew(cfg: CfgNode, args: Namespace) -> None:
+    logger = logging.getLogger(__name__)
+    if args.resume:
+        logger.info(f"--resume: OUTPUT_DIR {cfg.OUTPUT_DIR} has no checkpoint. Beginning anew")
+    comm.synchronize()  # one of the checkpoints may be what all processes have started from
+    if comm.is_main_process() and (folder := set_aside(Path(cfg.OUTPUT_DIR))):
+        logger.warning(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR} had the checkpoints of another training, which are in "
+            f"{folder} now. --resume would have gone on with it"
         )
-    except OSError as e:
-        # A file cannot be used, and the message names it. An error of a data loader process
-        # carries the traceback of that process, and the message as its last line.
-        if e.errno == errno.ENOSPC:
-            sys.exit(f"error: OUTPUT_DIR {cfg.OUTPUT_DIR}: no space is left. Go on with --resume")
-        lines = str(e).strip().splitlines() or [one_line(e)]
-        sys.exit("error: " + lines[-1].removeprefix("OSError: "))

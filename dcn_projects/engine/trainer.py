@@ -1,60 +1,74 @@
 import json
 import logging
 import os
+import sys
 import weakref
+from pathlib import Path
 
 import torch.distributed as dist
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import (
     AMPTrainer,
     DefaultTrainer,
+    HookBase,
     SimpleTrainer,
     TrainerBase,
     create_ddp_model,
 )
+from detectron2.engine.hooks import EvalHook
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from dcn_projects.checkpoint import training_only_names, unwrapped
 from dcn_projects.data import ExactTrainLoader, check_objects, loading
 from dcn_projects.evaluation import InClassOrder, inference_folder
 from dcn_projects.modeling import build_model
 from dcn_projects.solver import build_optimizer
+from dcn_projects.whole_files import whole_file
 
 from .check_config import check_augmentation, check_classes
+from .checkpointer import TrainingCheckpointer
 from .classes_by_name import check_class_order, class_order
 from .data_checks import check_data
 from .metric_printer import MetricPrinter
 from .offset_statistics import OffsetStatistics
+from .output_checkpoints import how_to_go_on
+from .resumed_metrics import measured_last, resume_metrics
 from .resumed_optimizer import in_own_order
+from .stop_signals import Stopped, StopSignals
 from .tasks import task_of
+from .watched_loader import WatchedLoader
 
 __all__ = ["Trainer"]
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-class _Checkpointer(DetectionCheckpointer):
-    """detectron2's, which notes what only training reads, for tools/strip_checkpoint.py."""
+class _BeforeEvaluation(HookBase):
+    """An evaluation, which comes next, need not be finished when a signal ends the training."""
 
-    def save(self, name: str, **kwargs) -> None:
-        super().save(name, training_only=sorted(training_only_names(self.model)), **kwargs)
+    def __init__(self, period: int):
+        self.period = period
 
-    def _load_model(self, checkpoint):
-        # A trainer of version 0.1 did not note its parameters. They are those of the model, which
-        # the trainer, loaded next, does not see.
-        checkpoint.get("trainer", {}).setdefault("parameters", list(checkpoint["model"]))
-        checkpoint.update(unwrapped(checkpoint, self.model.state_dict())[0])
-        return super()._load_model(checkpoint)
+    def after_step(self):
+        if self.period and (self.trainer.iter + 1) % self.period == 0:
+            self.prepare()
+
+    def after_train(self):
+        if self.trainer.iter == self.trainer.max_iter:
+            self.prepare()
+
+    def prepare(self):
+        self.trainer.stop_if_asked()
+        # The other processes end with the first one.
+        self.trainer.signals.raises = comm.is_main_process()
 
 
 class Trainer(DefaultTrainer):
     """
     detectron2's trainer with this project's models, optimizer, data mappers and evaluators.
-    `task_of(cfg)` says which of them a config needs.
+    `task_of(cfg)` says which of them a config needs. What `STOP_SIGNALS` ends can be resumed.
     """
 
     def __init__(self, cfg):
@@ -85,33 +99,93 @@ class Trainer(DefaultTrainer):
 
         # With no device_ids it uses the device that the model is on.
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=None)
+        self.signals = StopSignals(alone=comm.get_world_size() == 1)
         steps = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = steps(model, loader, optimizer)
+        self._trainer = steps(model, WatchedLoader(loader, self.signals), optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = _Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = TrainingCheckpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         self.start_iter, self.max_iter, self.cfg = 0, cfg.SOLVER.MAX_ITER, cfg
+        self.measured = {}
         self.register_hooks(self.build_hooks())
 
     def build_hooks(self):
+        hooks = super().build_hooks()
+        position = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        self.evaluation = hooks[position]
+        hooks.insert(position, _BeforeEvaluation(self.cfg.TEST.EVAL_PERIOD))
         # First, so that the writers find what it measured, and evaluation is not measured.
-        return [
-            OffsetStatistics(self.cfg.MODEL.DEFORMABLE.STATISTICS_PERIOD),
-            *super().build_hooks(),
-        ]
+        return [OffsetStatistics(self.cfg.MODEL.DEFORMABLE.STATISTICS_PERIOD), *hooks]
 
     def build_writers(self):
-        _, *files = super().build_writers()
-        return [MetricPrinter(self.max_iter, self.printed_scalars), *files]
+        _, *self.file_writers = super().build_writers()
+        return [MetricPrinter(self.max_iter, self.printed_scalars), *self.file_writers]
+
+    def train(self):
+        """
+        As in DefaultTrainer. One of STOP_SIGNALS ends it after the iteration, with a checkpoint and
+        one line that says how to go on.
+
+        Raises:
+            Stopped: after such a signal
+            OSError: if a checkpoint cannot be written, or a process that loads data was killed
+        """
+        with self.signals:
+            try:
+                return super().train()
+            except Stopped as stopped:
+                if comm.is_main_process():
+                    self._save_and_say(stopped.name)
+                if stopped.by_all:
+                    comm.synchronize()
+                raise
+
+    def _save_and_say(self, signal_name: str) -> None:
+        done = min(self.iter + 1, self.max_iter)
+        if self.checkpointer.saved != done - 1:
+            self.checkpointer.save(f"model_{done - 1:07d}", iteration=done - 1)
+        advice = how_to_go_on(Path(self.cfg.OUTPUT_DIR), resumed=True)
+        print(f"{signal_name} after {done} iterations. {advice}", file=sys.stderr)
+
+    def before_train(self):
+        if comm.is_main_process():
+            path = Path(self.cfg.OUTPUT_DIR, "metrics.json")
+            if resume_metrics(path, self.storage, self.measured, self.start_iter):
+                for writer in self.file_writers:
+                    writer.write()
+        super().before_train()
+        if 0 < self.start_iter == self.max_iter:
+            self.iter -= 1  # the last one that was done, as after any other training
+            if comm.is_main_process() and self.checkpointer.last_name() != "model_final.pth":
+                self.checkpointer.save("model_final", iteration=self.iter)
+
+    def after_step(self):
+        super().after_step()
+        self.signals.raises = False
+        self.stop_if_asked()
+
+    def stop_if_asked(self):
+        """Raises Stopped on all processes of the training if one of them has got a signal."""
+        numbers = [self.signals.received]
+        if comm.get_world_size() > 1:
+            numbers = comm.all_gather(numbers[0])
+        if number := max(numbers):
+            raise Stopped(number, by_all=True)
+
+    def after_train(self):
+        if self.iter < self.max_iter:  # also where the last iteration failed
+            self.evaluation.after_train = lambda: None
+        super().after_train()
 
     def state_dict(self):
         """
-        As in DefaultTrainer, with the optimizer, which release 0.6 of detectron2 leaves out, and
-        the names of its parameters in their order.
+        As in DefaultTrainer, with the optimizer, which release 0.6 of detectron2 leaves out, the
+        names of its parameters in their order, and the last measurements.
         """
         return {
             **TrainerBase.state_dict(self),
             "_trainer": self._trainer.state_dict(),
             "parameters": [name for name, _ in self.checkpointer.model.named_parameters()],
+            "measured": measured_last(self.storage) if hasattr(self, "storage") else {},
         }
 
     def load_state_dict(self, state_dict):
@@ -127,6 +201,7 @@ class Trainer(DefaultTrainer):
                     "training with another"
                 )
         TrainerBase.load_state_dict(self, state_dict)
+        self.measured = state_dict.get("measured", {})
         if "_trainer" in state_dict:  # not in checkpoints that were made without the above
             inner, model = dict(state_dict["_trainer"]), self.checkpointer.model
             inner["optimizer"] = in_own_order(
@@ -137,6 +212,8 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume=True):
         """As in DefaultTrainer. With EXACT_RESUME the images are those of the next iteration."""
         super().resume_or_load(resume)
+        if self.start_iter:
+            self.checkpointer.saved = self.start_iter - 1
         if self.cfg.DATALOADER.EXACT_RESUME:
             self._trainer.data_loader.first_iteration = self.start_iter
 
@@ -199,7 +276,7 @@ class Trainer(DefaultTrainer):
             model = task_of(cfg).augmentation(cfg, model)
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
-            with open(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as f:
+            with whole_file(os.path.join(cfg.OUTPUT_DIR, "results.json"), "w") as f:
                 json.dump(results, f, indent=1)
         return results
 

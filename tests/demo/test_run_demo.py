@@ -59,7 +59,6 @@ def test_it_goes_on_where_it_was(run, tmp_path):
         f.write('{"iterat')
     lines = run()
     assert any("config.yaml is not complete" in line for line in lines)
-    assert any("metrics.json ends with half a line" in line for line in lines)
     assert any("Starting training from iteration 2" in line for line in lines)
     assert lines[-1].startswith("demo: AP50 ")
     assert (folder / "config.yaml").read_text() == text
@@ -114,6 +113,4 @@ def test_seconds_trained(demo):
     lines = ['{"iteration": 1, "train_seconds": 3.5}', '{"iterat{"iteration": 2}']
     lines += ['{"iteration": 4, "train_seconds": 8.0}', '{"iteration": 4, "bbox/AP": 1}']
     Path("output/demo/metrics.json").write_text("\n".join(lines) + "\n")
-    demo["end_metrics"]()
-    assert Path("output/demo/metrics.json").read_text().splitlines() == lines
     assert demo["seconds_trained"](4) == 3.5 and demo["seconds_trained"](5) == 8.0

@@ -1,6 +1,7 @@
 """What a run of train_net.py says of mistakes, in this process."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -285,12 +286,25 @@ def test_resuming_needs_more_than_weights(trained, own_data):
     check_message(message, [str(weights), "weights alone", "MODEL.WEIGHTS"])
 
 
+def test_fewer_iterations_than_were_done(once_trained, own_data):
+    folder = once_trained.with_name("longer")
+    shutil.copytree(once_trained, folder)
+    options = [*options_for(own_data(), folder), "DATASETS.TEST", "()"]
+    main(parse_arguments(["--config-file", CONFIG, "--resume", *options, "SOLVER.MAX_ITER", "2"]))
+    message = error_of("--resume", *options, "SOLVER.MAX_ITER", "1")
+    check_message(message, ["SOLVER.MAX_ITER is 1", "model_final.pth has done 2 iterations"])
+
+
 def test_a_folder_that_is_used_again(trained, own_data, caplog):
+    """Nothing of it is lost, also where the training starts from what is there."""
     weights, folder = trained
-    error_of(
-        *options_for(own_data(), folder), "MODEL.WEIGHTS", str(weights), "SOLVER.BASE_LR", "1e30"
-    )
-    assert f"{folder} has the checkpoints of another training" in caplog.text
+    content, last = weights.read_bytes(), (folder / "last_checkpoint").read_text()
+    options = [*options_for(own_data(), folder), "MODEL.WEIGHTS", str(weights)]
+    error_of(*options, "SOLVER.BASE_LR", "1e30")
+    assert f"of another training, which are in {folder}/previous-1 now" in caplog.text
+    assert not weights.exists() and not (folder / "last_checkpoint").exists()
+    assert (folder / "previous-1" / weights.name).read_bytes() == content
+    assert (folder / "previous-1/last_checkpoint").read_text() == last
 
 
 def test_training_from_another_depth(trained, own_data):
