@@ -1,5 +1,5 @@
-# demo, test, test-main, test-plain, sanitize, sanitize-cuda, wheelhouse and lint. Each sets up what it
-# needs in .venv. A finished step leaves a file in .venv/done, so repeating costs nothing and an
+# demo, test, kills, test-main, test-plain, sanitize, sanitize-cuda, wheelhouse and lint. Each sets up what
+# it needs in .venv. A finished step leaves a file in .venv/done, so repeating costs nothing and an
 # interrupted set-up goes on where it was.
 PYTHON ?= python3
 PYTHON_VERSION ?= 3.12
@@ -23,7 +23,7 @@ TEST_COPY = $(CURDIR)/.venv/bin/python -m pytest --import-mode=append $(CURDIR)/
         private_names_of_torch) \
     -k "not 2_31"
 
-.PHONY: demo test test-main test-plain sanitize sanitize-cuda wheelhouse lint
+.PHONY: demo test kills test-main test-plain sanitize sanitize-cuda wheelhouse lint
 
 demo: $(DONE)/packages $(DONE)/operators
 	$(PY) tools/make_dataset.py --format coco
@@ -31,6 +31,10 @@ demo: $(DONE)/packages $(DONE)/operators
 
 test: $(DONE)/packages $(DONE)/operators
 	$(PY) -m pytest tests
+
+# Kills a small training at every operation on a file, resumes it, and lets every operation fail.
+kills: $(DONE)/packages
+	$(PY) -m tests.engine.faulty_disk build/kills 1
 
 # With detectron2's main branch instead of release 0.6, and without what is the same with both: the
 # operators, the converters of weights, the checks of files, packages, pages and Ctrl-C.

@@ -21,6 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import DefaultPredictor, HookBase
 
+from dcn_projects.checkpoint import check_weights
 from dcn_projects.data import read_bgr_image
 from dcn_projects.engine import Trainer, load_predictor, parse_arguments, read_config, setup
 from dcn_projects.engine import main as run
@@ -83,6 +84,14 @@ def read_results() -> dict | None:
         return None
 
 
+def is_trained() -> bool:
+    try:
+        check_weights(str(OUTPUT / "model_final.pth"))
+    except OSError:  # it is not there, or damaged
+        return False
+    return True
+
+
 def is_of(cfg: CfgNode) -> bool:
     """
     Whether the run in OUTPUT is one of this config. It is also taken for one if config.yaml is
@@ -120,7 +129,7 @@ def train(args: Namespace) -> tuple[CfgNode, dict]:
     cfg = setup(args)
     if OUTPUT.exists() and not is_of(cfg):
         print(f"{OUTPUT} is of another config: it is now {move_aside(OUTPUT)}. Starting anew.")
-    if (OUTPUT / "model_final.pth").exists() and (results := read_results()):
+    if is_trained() and (results := read_results()):
         print(f"{OUTPUT} holds the trained model: nothing to train.")
         return cfg, results
     run(args, trainer=TimedTrainer)

@@ -75,6 +75,14 @@ def test_it_goes_on_where_it_was(run, tmp_path):
     assert (folder / "model_final.pth").stat().st_mtime_ns == written
     assert json.loads((folder / "results.json").read_text())["bbox"]
 
+    # A disk that has lost half of the last checkpoint, with everything else in place
+    content = (folder / "model_final.pth").read_bytes()
+    (folder / "model_final.pth").write_bytes(content[: len(content) // 2])
+    lines = run()
+    assert any("model_0000001.pth is used instead" in line for line in lines)
+    assert lines[-1].startswith("demo: AP50 ")
+    assert (folder / "model_final.pth").stat().st_size == len(content)
+
 
 @pytest.fixture
 def demo(tmp_path, monkeypatch):

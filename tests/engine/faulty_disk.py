@@ -4,8 +4,8 @@ of its OUTPUT_DIR, and resumed. Each run is a fork of one process that has impor
 
     python -m tests.engine.faulty_disk FOLDER [STEP]
 
-does so at every STEP-th operation, or at some of each kind, and writes FOLDER/report.json: what was
-not as in a training to which nothing happened.
+does so at every STEP-th operation, or at a few, and writes FOLDER/report.json: what was not as in a
+training to which nothing happened.
 """
 
 import ctypes
@@ -154,16 +154,14 @@ def fail_and_resume(output: Path, at: int, error: int, expected: dict) -> str:
     return ", ".join(differences(output, expected)) if code == 0 else log[-1500:]
 
 
-def some_of_each_kind(trace: list[str]) -> list[int]:
-    """Numbers of operations: the first, middle and last on each file in a row."""
-    points = set()
-    for _, group in itertools.groupby(enumerate(trace), lambda item: item[1]):
-        numbers = [number for number, _ in group]
-        points |= {numbers[0], numbers[len(numbers) // 2], numbers[-1]}
-    return sorted(points)
+def a_few(trace: list[str]) -> list[int]:
+    """Numbers of operations: one in three of those that are the middle one of several in a row."""
+    rows = [[*group] for _, group in itertools.groupby(enumerate(trace), lambda item: item[1])]
+    return [row[len(row) // 2][0] for row in rows][1::3]
 
 
-def main(folder: Path, step: int | None):
+def main(folder: Path, step: int | None) -> int:
+    """Returns the number of operations after which something was not as without them."""
     os.chdir(folder)
     make_data()
     whole = folder / "whole"
@@ -172,7 +170,7 @@ def main(folder: Path, step: int | None):
     assert code == 0, log
     trace = re.sub(r"[.]\d+[.]part", ".part", whole.with_suffix(".trace").read_text()).splitlines()
     expected = outcome(whole)
-    points = range(0, len(trace), step) if step else some_of_each_kind(trace)
+    points = range(0, len(trace), step) if step else a_few(trace)
     report = {"operations": trace, "kills": {}, "failures": {}}
     for at in points:
         report["kills"][f"{at} {trace[at]}"] = kill_and_resume(folder / "killed", at, expected)
@@ -181,11 +179,17 @@ def main(folder: Path, step: int | None):
         kind = f"{at} {trace[at]}: {errno.errorcode[error]}"
         report["failures"][kind] = fail_and_resume(folder / "failed", at, error, expected)
     (folder / "report.json").write_text(json.dumps(report, indent=1))
+    wrong = {
+        at: what for kind in ("kills", "failures") for at, what in report[kind].items() if what
+    }
+    print(f"{len(report['kills'])} kills and {len(report['failures'])} failures of a disk")
+    print("\n".join(f"{at}: {what}" for at, what in wrong.items()))
+    return len(wrong)
 
 
 if __name__ == "__main__":
     where, how = Path(sys.argv[1]).resolve(), sys.argv[2:]
     if "LD_PRELOAD" in os.environ:
-        main(where, int(how[0]) if how else None)
+        sys.exit(min(main(where, int(how[0]) if how else None), 1))
     else:
         sys.exit(start(where, *how).returncode)
