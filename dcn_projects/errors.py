@@ -12,9 +12,18 @@ from typing import NoReturn
 
 import yaml
 
-__all__ = ["error_line", "exit_interrupted", "exit_with_one_line", "one_line", "one_line_errors"]
+__all__ = [
+    "error_line",
+    "exit_interrupted",
+    "exit_with_one_line",
+    "interrupt",
+    "one_line",
+    "one_line_errors",
+    "was_interrupted",
+]
 
 _INTERRUPTED = 130  # of shells: 128 and the number of the signal
+_interrupts = []  # that this process has got
 # What stands in the way of writing a file, and is no mistake in its name.
 _ADVICE = {
     errno.ENOSPC: "Make room",
@@ -82,6 +91,17 @@ def exit_with_one_line(where: str = "") -> Iterator[None]:
         yield
     except (OSError, ValueError) as e:
         sys.exit(error_line(e, where))
+
+
+def interrupt(number: int, frame) -> NoReturn:
+    """A handler of SIGINT that raises KeyboardInterrupt, as Python's, and remembers it."""
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an error is Ctrl-C or came of it: some libraries make an error of their own of it."""
+    return isinstance(error, KeyboardInterrupt) or bool(_interrupts)
 
 
 def exit_interrupted(how_to_go_on: str = "") -> NoReturn:

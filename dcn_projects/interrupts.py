@@ -4,17 +4,20 @@ import this module before all others, as those take seconds, in which a user may
 thoughts.
 """
 
+import signal
 import sys
 
-from dcn_projects.errors import exit_interrupted
+from dcn_projects.errors import exit_interrupted, interrupt, was_interrupted
 
 _of_errors = sys.excepthook
 
 
 def _hook(kind, error, traceback):
-    if issubclass(kind, KeyboardInterrupt):
+    if was_interrupted(error):
         exit_interrupted()
     _of_errors(kind, error, traceback)
 
 
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and not ignored
+    signal.signal(signal.SIGINT, interrupt)
 sys.excepthook = _hook

@@ -44,6 +44,15 @@ def test_while_modules_are_imported(program, tmp_path):
     assert (process.returncode, err) == (130, "interrupted\n")
 
 
+def test_what_a_library_makes_of_it(tmp_path):
+    """An error of its own, as where Ctrl-C comes while it tidies up."""
+    text = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+    (tmp_path / "torch.py").write_text(f"{text}except KeyboardInterrupt:\n    raise ValueError\n")
+    process = start("train_net.py", "--config-file", CONFIG, path=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert (process.returncode, err) == (130, "interrupted\n")
+
+
 def test_the_installer(tmp_path):
     """While it waits for the archive."""
     os.mkfifo(tmp_path / "archive")

@@ -14,7 +14,12 @@ from detectron2.utils.logger import setup_logger
 
 from dcn_projects.checkpoint import check_weights, load_to_start, load_trained
 from dcn_projects.data import check_datasets, check_exact_resume
-from dcn_projects.errors import exit_interrupted, exit_with_one_line, one_line_errors
+from dcn_projects.errors import (
+    exit_interrupted,
+    exit_with_one_line,
+    one_line_errors,
+    was_interrupted,
+)
 from dcn_projects.evaluation import copy_detections
 from dcn_projects.whole_files import whole_file
 
@@ -64,7 +69,9 @@ def run_program(args: Namespace, trainer: type[Trainer] = Trainer) -> None:
                 folder = Path(cfg.OUTPUT_DIR)
                 advice = functools.partial(how_to_go_on, folder, args.resume, last_saved(folder))
         launch(functools.partial(main, trainer=trainer), args)
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as e:
+        if not was_interrupted(e):
+            raise
         exit_interrupted(advice())
 
 
