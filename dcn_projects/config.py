@@ -64,6 +64,7 @@ def add_dcn_config(cfg: CN) -> None:
     Add every key of this project to a detectron2 config, in place, with its default; and those of
     users' own packages that were registered with `register_config`.
     """
+    add_input_config(cfg)
     add_deform_resnet_config(cfg)
     add_deformable_config(cfg)
     add_rpn_config(cfg)
@@ -80,6 +81,13 @@ def add_dcn_config(cfg: CN) -> None:
     register_renames(cfg)
     for add_keys in _REGISTERED:
         add_keys(cfg)
+
+
+def add_input_config(cfg: CN) -> None:
+    """What images may be like."""
+    # Larger images, labels and frames of videos are refused by their headers, before memory is
+    # taken for them. The default is the limit of Pillow, which reads the images.
+    cfg.INPUT.MAX_PIXELS = 178_956_970
 
 
 def add_deform_resnet_config(cfg: CN) -> None:

@@ -25,10 +25,10 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 from dcn_projects.data import check_datasets, load_checked, loading, read_bgr_image
-from dcn_projects.data.images import check_image
-from dcn_projects.engine import build_predictor
+from dcn_projects.data.images import check_image, limit_pixels
 from dcn_projects.engine.command_line import ConfigArgumentParser
-from dcn_projects.errors import exit_with_one_line
+from dcn_projects.engine.predictor import load_predictor, trained_config
+from dcn_projects.errors import exit_with_one_line, one_line_errors
 from dcn_projects.vis import (
     DilationStatistics,
     ImageOffsets,
@@ -132,12 +132,15 @@ def annotated_boxes(record) -> np.ndarray:
 
 
 def main(args):
+    weights = args.weights[-1] if args.weights else None
+    cfg = trained_config(args.config_file, weights, args.opts)
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     if args.image:
         check_image(args.image)
     if args.dataset:
         check_datasets([args.dataset])
-    weights = args.weights[-1] if args.weights else None
-    predictor = build_predictor(args.config_file, weights, args.opts)
+    with one_line_errors(args.config_file):
+        predictor = load_predictor(cfg)
     args.output.mkdir(parents=True, exist_ok=True)
     statistics = DilationStatistics()
     if args.image:

@@ -1,8 +1,9 @@
+from detectron2.config import configurable
 from detectron2.data import DatasetMapper, detection_utils
 
 from dcn_projects.errors import one_line
 
-from .images import check_dataset_image, with_whole_sides
+from .images import check_dataset_image, limit_pixels, with_whole_sides
 
 __all__ = ["CheckedDatasetMapper"]
 
@@ -17,12 +18,27 @@ class CheckedDatasetMapper(DatasetMapper):
     images without objects where masks are learnt.
     """
 
+    @configurable
+    def __init__(self, *, max_pixels: int, **options):
+        """
+        Args:
+            max_pixels: see `limit_pixels`
+            options: of DatasetMapper
+        """
+        super().__init__(**options)
+        self.max_pixels = max_pixels
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        return super().from_config(cfg, is_train) | {"max_pixels": cfg.INPUT.MAX_PIXELS}
+
     def __call__(self, dataset_dict):
         """
         Raises:
             OSError: if the image cannot be read or used, or does not have the size in the
                 annotations, or these are damaged
         """
+        limit_pixels(self.max_pixels)  # in the process that loads the data
         check_dataset_image(dataset_dict["file_name"])
         dataset_dict = with_whole_sides(dataset_dict)
         try:

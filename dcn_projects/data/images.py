@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,10 @@ __all__ = [
     "image_size",
     "is_image_name",
     "is_remote",
+    "limit_pixels",
     "read_bgr_image",
+    "size_problem",
+    "too_large",
     "with_whole_sides",
 ]
 
@@ -28,15 +32,45 @@ _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"}
 _ORIENTATION = 0x0112  # the EXIF tag
 # How files end in formats whose end can be told, and in how many last bytes it is looked for.
-_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB\x60\x82"}
+_ENDS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9"}
 _LAST_BYTES = 64
 # What PNGs have orientations in. Behind the pixels, the data are no longer than one EXIF block.
 _PNG_NOTES = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
 _LONGEST_NOTE = 2**16
 # Pillow raises SyntaxError on broken PNGs, and ValueError on broken headers of PPMs.
 _OF_DAMAGE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# No file has more pixels for each of its bytes: in a JPEG 8 x 8 of them take a bit or more, and the
+# packing of a PNG makes one byte of at most 1032, with 8 pixels each.
+_MOST_IN_A_BYTE = {"JPEG": 512, "MPO": 512, "PNG": 8 * 1032}
 
 _MISSING = "does not exist"
+
+
+def limit_pixels(count: int) -> None:
+    """
+    Have this process refuse larger images by their headers, wherever they are read with Pillow:
+    here, in detectron2 and in the loaders of data sets. It holds for processes that are forked
+    afterwards, too. Without a call the limit is Pillow's own, the default of INPUT.MAX_PIXELS.
+
+    Args:
+        count: INPUT.MAX_PIXELS, the pixels of an image or of a frame of a video
+    """
+    Image.MAX_IMAGE_PIXELS = count / 2  # Pillow warns of more, and refuses what has twice as many
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+def size_problem(width: int, height: int) -> str:
+    """What is wrong with an image of this size, in the words of `image_problem`."""
+    limit = Image.MAX_IMAGE_PIXELS
+    return too_large() if limit is not None and width * height > 2 * limit else ""
+
+
+def too_large() -> str:
+    """What is wrong with an image that Pillow does not open because of its size."""
+    return (
+        f"has more than {2 * Image.MAX_IMAGE_PIXELS:.0f} pixels, which INPUT.MAX_PIXELS allows: "
+        "scale it down, or raise this key"
+    )
 
 
 def read_bgr_image(path: str | Path) -> np.ndarray:
@@ -71,15 +105,15 @@ def check_image(path: str | Path) -> None:
 
 def image_problem(path: str | Path) -> str:
     """
-    Find out quickly what is wrong with an image file: by its header and its last bytes. Only a JPEG
-    or a PNG without the end of its format is read as a whole, as some that can be used have other
-    bytes behind it.
+    Find out quickly what is wrong with an image file: by its header, the checksums of a PNG, and
+    the last bytes of a JPEG. Only a JPEG without the end of its format is decoded, as some that can
+    be used have other bytes behind it.
 
     Returns:
         str: the rest of a sentence that begins with the path, without the full stop; "" if nothing
         is found
     """
-    return _examine(path, lambda image: _refusal(image) or _cut_off(image))
+    return _examine(path, lambda image: _refusal(image) or _spoilt(image) or _cut_off(image))
 
 
 def check_dataset_image(path: str | Path) -> None:
@@ -144,6 +178,8 @@ def _examine(path: str | Path, find_problem: Callable[[Image.Image], str]) -> st
 def _problem(path: str | Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return _MISSING
+    if isinstance(error, Image.DecompressionBombError):
+        return too_large()
     if isinstance(error, OSError) and error.errno is not None:  # of the system, not of the image
         return f"cannot be read ({error.strerror})"
     why = one_line(error)
@@ -167,7 +203,19 @@ def _refusal(image: Image.Image) -> str:
     if image.format == "TIFF" and image.tag_v2.get(_ORIENTATION, 1) != 1:
         # Pillow turns it when it is decoded, and detectron2 does the same once more.
         return "is a TIFF file that has to be turned when it is read: save it in another format"
-    return ""
+    return _lie(image)
+
+
+def _lie(image: Image.Image) -> str:
+    """Whether there cannot be so many pixels. In a JPEG, what is missing would be read as grey."""
+    if image.format not in _MOST_IN_A_BYTE:
+        return ""
+    (width, height), place = image.size, image.fp.tell()
+    length = image.fp.seek(0, os.SEEK_END)
+    image.fp.seek(place)
+    if width * height <= _MOST_IN_A_BYTE[image.format] * length:
+        return ""
+    return f"is no image, or was cut off ({length} bytes for {width} x {height} pixels)"
 
 
 def _spoilt(image: Image.Image) -> str:
@@ -183,7 +231,7 @@ def _spoilt(image: Image.Image) -> str:
 def _cut_off(image: Image.Image) -> str:
     end = _ENDS.get(image.format)
     if end is not None and end not in _last_bytes(image, _LAST_BYTES):
-        image.verify() if image.format == "PNG" else image.load()
+        image.load()
     return ""
 
 

@@ -1,6 +1,9 @@
 """Files that hold the class of every pixel."""
 
+import io
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
@@ -8,7 +11,10 @@ from PIL import Image
 
 from dcn_projects.errors import one_line
 
-__all__ = ["read_labels"]
+from .images import too_large
+from .sbd_labels import read_sbd_labels
+
+__all__ = ["check_label_file", "read_labels"]
 
 _MAX_CITYSCAPES_ID = 33  # "bicycle"
 
@@ -29,12 +35,7 @@ def read_labels(path: str | os.PathLike, num_classes: int, ignore_label: int) ->
         OSError: if the file cannot be read, is of another kind or has other labels
     """
     path = os.fspath(path)
-    try:
-        labels = _read_mat(path) if path.endswith(".mat") else _read_png(path)
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"{path} does not exist.") from e
-    except Exception as e:  # each library has errors of its own for broken files
-        raise OSError(f"{path} cannot be read as labels ({one_line(e)}).") from e
+    labels = _read(path, _read_png)
     if path.endswith("_labelIds.png"):
         _check(path, labels, _MAX_CITYSCAPES_ID + 1)
         labels = _train_ids(ignore_label)[labels]
@@ -42,22 +43,43 @@ def read_labels(path: str | os.PathLike, num_classes: int, ignore_label: int) ->
     return labels
 
 
-def _read_png(path: str) -> np.ndarray:
+def check_label_file(path: str | os.PathLike) -> None:
+    """
+    Find out by the checksums of a file, as `read_labels` takes it, whether it is damaged, without a
+    look at its labels.
+
+    Raises:
+        OSError: if it is, or cannot be read
+    """
+    _read(os.fspath(path), _verify_png)
+
+
+def _read(path: str, read_png: Callable[[bytes], np.ndarray | None]) -> np.ndarray | None:
+    try:
+        content = Path(path).read_bytes()
+        return read_sbd_labels(content) if path.endswith(".mat") else read_png(content)
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{path} does not exist.") from e
+    except Image.DecompressionBombError as e:
+        raise OSError(f"{path} {too_large()}.") from e
+    except Exception as e:  # Pillow has many kinds of errors for broken files
+        raise OSError(f"{path} cannot be read as labels ({one_line(e)}).") from e
+
+
+def _verify_png(content: bytes) -> None:
+    """Compare the checksums, which Pillow does not do when it reads the pixels."""
+    with Image.open(io.BytesIO(content)) as image:
+        image.verify()
+
+
+def _read_png(content: bytes) -> np.ndarray:
+    _verify_png(content)
     # With another mode than the file's own, Pillow would turn the indices of a palette into grey
     # levels.
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(content)) as image:
         if image.mode not in ("L", "P"):
             raise ValueError(f"its mode is {image.mode}, expected grey (L) or a palette (P)")
         return np.array(image)
-
-
-def _read_mat(path: str) -> np.ndarray:
-    import scipy.io  # nothing else needs SciPy at run time
-
-    labels = scipy.io.loadmat(path)["GTcls"]["Segmentation"][0, 0]
-    if labels.ndim != 2 or labels.dtype != np.uint8:
-        raise ValueError(f"GTcls.Segmentation is {labels.dtype} {labels.shape}")
-    return labels
 
 
 def _train_ids(ignore_label: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from detectron2.data import transforms as T
 
 from dcn_projects.errors import one_line
 
-from .images import check_dataset_image, with_whole_sides
+from .images import check_dataset_image, limit_pixels, with_whole_sides
 from .labels import read_labels
 
 __all__ = ["SemSegMapper"]
@@ -27,6 +27,7 @@ class SemSegMapper:
         is_train: bool,
         augmentations: list[T.Augmentation],
         image_format: str,
+        max_pixels: int,
         num_classes: int,
         ignore_label: int,
     ):
@@ -35,11 +36,12 @@ class SemSegMapper:
             is_train: read labels
             augmentations: of image and labels, in this order
             image_format: "BGR" or "RGB"
+            max_pixels: see `limit_pixels`
             num_classes, ignore_label: see `read_labels`
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
-        self.image_format = image_format
+        self.image_format, self.max_pixels = image_format, max_pixels
         self.num_classes, self.ignore_label = num_classes, ignore_label
 
     @classmethod
@@ -58,6 +60,7 @@ class SemSegMapper:
             "is_train": is_train,
             "augmentations": augmentations,
             "image_format": cfg.INPUT.FORMAT,
+            "max_pixels": cfg.INPUT.MAX_PIXELS,
             "num_classes": keys.NUM_CLASSES,
             "ignore_label": keys.IGNORE_VALUE,
         }
@@ -72,6 +75,7 @@ class SemSegMapper:
         Raises:
             OSError: if a file cannot be read or used, or image and labels differ in size
         """
+        limit_pixels(self.max_pixels)  # in the process that loads the data
         record = with_whole_sides(copy.deepcopy(dataset_dict))
         image = self._read_image(record)
         labels = None

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 # Keys of this project, and groups of them, that are read whatever the model is.
-READ_BY_ENGINE = ("SOLVER", "DATALOADER", "MODEL.DEFORMABLE")
+READ_BY_ENGINE = ("INPUT", "SOLVER", "DATALOADER", "MODEL.DEFORMABLE")
 AUGMENTATION = "TEST.AUG"
 # Keys of detectron2 with values of this project, which only components that declare them know.
 POOLERS = ("MODEL.ROI_BOX_HEAD.POOLER_TYPE", "MODEL.ROI_MASK_HEAD.POOLER_TYPE")
@@ -67,6 +67,8 @@ def check_keys(cfg: CfgNode) -> None:
     for component in components:
         for check in checks_of(component):
             check(cfg)
+    if cfg.INPUT.MAX_PIXELS < 1:
+        raise ValueError(f"INPUT.MAX_PIXELS must be 1 or more, got {cfg.INPUT.MAX_PIXELS}")
     if cfg.TEST.AUG.ENABLED:
         augmentation_options(cfg)
 

@@ -20,6 +20,7 @@ from dcn_projects.data import (
     load_checked,
     loading,
 )
+from dcn_projects.data.images import limit_pixels
 
 from .check_config import check_classes, check_kind
 from .classes_by_name import check_class_order
@@ -47,6 +48,7 @@ def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]
         OSError: if a file cannot be used; one line that names it and the place in it
         ValueError: if the data are not those of the model
     """
+    limit_pixels(cfg.INPUT.MAX_PIXELS)
     if comm.get_world_size() > 1 or os.getenv("LOCAL_RANK", "0") != "0":
         return
     to_train = {}  # data set -> whether it has an object that is learnt
@@ -93,7 +95,7 @@ def _state(cfg: CfgNode, name: str, evaluated: bool) -> tuple:
     """What a check depends on: another state has to be checked anew."""
     paths = [path for path in expected_paths(name) if "://" not in path]
     stamps = [(path, _changed(PathManager.get_local_path(path))) for path in paths]
-    needs = _needs(cfg, name, evaluated), _sides(cfg, evaluated)
+    needs = _needs(cfg, name, evaluated), _sides(cfg, evaluated), cfg.INPUT.MAX_PIXELS
     names = MetadataCatalog.get(name).get(task_of(cfg).class_names)
     return DatasetCatalog[name], needs, names, stamps
 

@@ -16,7 +16,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from dcn_projects.config_keys import value_of
-from dcn_projects.data.images import read_bgr_image
+from dcn_projects.data.images import limit_pixels, read_bgr_image
 from dcn_projects.errors import one_line, one_line_errors
 from dcn_projects.vis import (
     InstanceDrawer,
@@ -92,11 +92,12 @@ def draw_predictions(
     """
     if weights and len(weights) != len(config_files):
         raise ValueError(f"{len(config_files)} configs and {len(weights)} weights: name as many")
-    drawings = plan_drawings(inputs, output, style.names)
     cfgs = [
         trained_config(config_file, path, opts)
         for config_file, path in zip(config_files, weights or [None] * len(config_files))
     ]
+    limit_pixels(min(cfg.INPUT.MAX_PIXELS for cfg in cfgs))
+    drawings = plan_drawings(inputs, output, style.names)
     _make_folder(drawings[0].target.parent)
     models = [_build(*model, confidence) for model in zip(config_files, cfgs)]
     for drawing in drawings:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 
-from dcn_projects.data.images import check_image, image_problem, is_image_name
+from dcn_projects.data.images import check_image, image_problem, is_image_name, size_problem
 
 __all__ = ["Drawing", "PictureNames", "plan_drawings"]
 
@@ -128,6 +128,9 @@ def _is_video(path: Path) -> bool:
 
 def _has_frames(path: Path) -> bool:
     video = cv2.VideoCapture(str(path))
+    sides = [int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)]
+    if problem := size_problem(*sides):
+        raise OSError(f"{path}: each frame {problem}.")
     there, _ = video.read()
     video.release()
     return there

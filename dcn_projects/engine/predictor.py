@@ -11,6 +11,7 @@ from detectron2.engine import DefaultPredictor
 
 from dcn_projects.checkpoint import check_weights, load_trained
 from dcn_projects.config_keys import value_of
+from dcn_projects.data.images import limit_pixels
 from dcn_projects.errors import one_line_errors
 from dcn_projects.modeling import build_model
 from dcn_projects.vis import class_metadata, narrow_images_refused
@@ -28,6 +29,7 @@ class _Predictor(DefaultPredictor):
     """detectron2's, with a model that this project builds, and with all of its weights."""
 
     def __init__(self, cfg: CfgNode):
+        limit_pixels(cfg.INPUT.MAX_PIXELS)
         # detectron2's own would build without MODEL.DEFORMABLE, and leave out what does not fit.
         self.cfg = cfg.clone()
         self.model = build_model(self.cfg).eval()

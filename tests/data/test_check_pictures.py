@@ -1,6 +1,7 @@
 """What is said of image files and label files before anything is trained."""
 
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,29 @@ def test_labels_that_cannot_be_used(records):
     )
     Image.new("RGB", (40, 30)).save(path)
     assert f"{path} cannot be read as labels" in message_of(check_labels, "mine", records, 2, 255)
+
+
+def flip_a_bit(path):
+    """Of the pixels of a PNG, near their end."""
+    content = bytearray(Path(path).read_bytes())
+    content[content.index(b"IEND") - 15] ^= 1
+    Path(path).write_bytes(content)
+
+
+def test_a_png_that_is_damaged_inside(records):
+    path = records[1]["file_name"]
+    flip_a_bit(path)
+    assert message_of(check_pictures, records).startswith(f"{path} is no image, or was cut off (br")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_damaged_labels_are_found_also_where_they_are_not_read(records, place, monkeypatch):
+    monkeypatch.setattr(sys.modules["dcn_projects.data.datasets.check_pictures"], "_NUM_LABELS", 1)
+    check_labels("mine", records, 2, 255)
+    path = records[place]["sem_seg_file_name"]
+    flip_a_bit(path)
+    message = message_of(check_labels, "mine", records, 2, 255)
+    assert message.startswith(f"{path} cannot be read as labels (broken PNG file")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dcn_projects import add_dcn_config
 from dcn_projects.data import CheckedDatasetMapper, SemSegMapper, check_image, read_bgr_image
-from dcn_projects.data.images import image_problem, image_size
+from dcn_projects.data.images import image_problem, image_size, limit_pixels, size_problem
 
 H, W = 40, 56
 ORIENTATION = 0x0112
@@ -190,13 +190,26 @@ REFUSED = {
     "text.jpg": (lambda p: p.write_text("no image"), "is no image"),
     "folder.png": (lambda p: p.mkdir(), "is no image, but a folder"),
     "none.png": (lambda p: None, "does not exist"),
-    "bomb.png": (lambda p: p.write_bytes(huge()), "is no image"),
+    "bomb.png": (
+        lambda p: p.write_bytes(huge(100000, 100000)),
+        "has more than 178956970 pixels, which INPUT.MAX_PIXELS allows: scale it down, or raise",
+    ),
+    "lie.png": (lambda p: p.write_bytes(huge(12000, 12000)), "is no image, or was cut off"),
+    "lie.jpg": (lambda p: lie(p), "bytes for 12000 x 12000 pixels)"),
 }
 
 
-def huge():
-    """The header of a PNG of 10 gigapixels."""
-    header = struct.pack(">IIBBBBB", 100000, 100000, 8, 2, 0, 0, 0)
+def lie(path):
+    """A JPEG with another size in its header: Pillow would read 144 megapixels of grey."""
+    save(RGB, path)
+    content = bytearray(path.read_bytes())
+    struct.pack_into(">HH", content, content.index(b"\xff\xc0") + 5, 12000, 12000)
+    path.write_bytes(content)
+
+
+def huge(width, height):
+    """The header of a PNG, and no pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
@@ -216,6 +229,29 @@ def test_what_cannot_be_used(name, tmp_path):
         assert "<_io" not in line
     with pytest.raises(FileNotFoundError if name == "none.png" else OSError, match=name):
         check_image(path)
+
+
+def test_the_limit_of_pixels(tmp_path, monkeypatch):
+    """It is that of the config, in all readers, also above Pillow's own, and without a warning."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    path = tmp_path / "a.png"
+    save(RGB, path)
+    problem = f"has more than {W * H - 1} pixels, which INPUT.MAX_PIXELS allows: scale it down"
+    cfg = get_cfg()
+    add_dcn_config(cfg)
+    for limit in (W * H - 1, W * H, 2 * W * H):
+        cfg.INPUT.MAX_PIXELS = limit
+        for mapper in (CheckedDatasetMapper, SemSegMapper):
+            read = mapper(cfg, is_train=False, augmentations=[])
+            if limit >= W * H:
+                assert read({"file_name": str(path)})["image"].shape == (3, H, W)
+            else:
+                with pytest.raises(OSError, match=f"a.png: it {problem}"):
+                    read({"file_name": str(path)})
+        limit_pixels(limit)
+        assert image_problem(path).startswith(problem if limit < W * H else "")
+        assert size_problem(W, H).startswith(problem if limit < W * H else "")
+        assert (image_problem(path) == size_problem(W, H) == "") == (limit >= W * H)
 
 
 def is_readable(path):

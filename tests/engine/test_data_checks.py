@@ -300,6 +300,15 @@ def test_images_of_another_size(register, datasets, tmp_path):
     check_message(error_of(CONFIG, *options), ["has 96 x 96 pixels, and in the annotations it has"])
 
 
+def test_images_of_too_many_pixels(register, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    options = ["DATASETS.TRAIN", f"('{register()}',)", "DATASETS.TEST", "()"]
+    words = ["000000.jpg has more than 9000 pixels, which INPUT.MAX_PIXELS allows: scale it down"]
+    check_message(error_of(CONFIG, *options, "INPUT.MAX_PIXELS", "9000"), words)
+    words = ["INPUT.MAX_PIXELS must be 1 or more, got 0"]
+    check_message(error_of(CONFIG, *options, "INPUT.MAX_PIXELS", "0"), words)
+
+
 def test_one_image_that_is_missing(register, datasets, tmp_path):
     images = tmp_path / "images"
     shutil.copytree(datasets / "digits_coco/train", images)

@@ -3,7 +3,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
+from dcn_projects.data.images import limit_pixels
 from dcn_projects.engine.picture_paths import PictureNames, plan_drawings
 
 NAMES = PictureNames("output", "{}_pred")
@@ -103,3 +105,12 @@ def test_mistakes(folder, inputs, output, message):
     cv2.imwrite("deep.png", np.zeros((4, 4), np.uint16))
     with pytest.raises((OSError, ValueError), match=message):
         targets(*inputs, output=output)
+
+
+@pytest.mark.parametrize("name, what", [("in/a.jpg", "a.jpg has"), ("clip.avi", "each frame has")])
+def test_images_and_videos_that_are_too_large(folder, name, what, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert targets(name)
+    limit_pixels(15)
+    with pytest.raises(OSError, match=f"{what} more than 15 pixels, which INPUT.MAX_PIXELS allows"):
+        targets(name)

@@ -10,6 +10,7 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.modeling import build_model
+from PIL import Image
 from pycocotools import mask as run_lengths
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -272,6 +273,7 @@ def test_masks_missing(run, weights, flags):
     "words,named",
     [
         (["--predict", "none.jpg"], "none.jpg does not exist"),
+        (["--predict", "{image}", "INPUT.MAX_PIXELS=99"], "has more than 99 pixels, which INPUT."),
         (["--predict", "{image}", "{image}"], "would overwrite another file"),
         (["--predict", "{image}", "--output", "{image}"], "would be overwritten"),
         (["--predict", "{image}", "--output", "{weights}"], "is a file, no folder"),
@@ -285,6 +287,7 @@ def test_masks_missing(run, weights, flags):
 def test_mistakes(run, digits, weights, words, named, monkeypatch):
     image = sorted((digits / "test").iterdir())[0]
     monkeypatch.setattr("dcn_projects.engine.predictor.build_model", None)  # nothing is built
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     words = [word.format(image=image, weights=weights) for word in words]
     if not any(word.startswith("MODEL.WEIGHTS") or word == "--load" for word in words):
         words += ["--load", weights]

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from ..images import image_problem, image_size, is_remote
-from ..labels import read_labels
+from ..labels import check_label_file, read_labels
 
 __all__ = ["check_labels", "check_pictures", "check_widths"]
 
@@ -19,8 +19,8 @@ _THREADS = 8  # they wait for the disk, or decode without Python's lock
 
 def check_pictures(records: Iterable[dict]) -> None:
     """
-    Look at the beginning and at the end of each image file. What is damaged in between is found
-    when the image is read.
+    Look at the beginning and at the end of each image file, and at the checksums of those that
+    have some: PNGs. Of others, what is damaged in between is found when the image is read, if then.
 
     Args:
         records: detectron2's, of the images of a data set. Files that only detectron2's PathManager
@@ -85,8 +85,8 @@ def _scale(width: int, height: int, short: int, longest: int) -> float:
 
 def check_labels(name: str, records: Sequence[dict], num_classes: int, ignore_label: int) -> None:
     """
-    Read the labels of all images, or of 500 that are spread over the data set. Warns if they have
-    no more than one class.
+    Read the labels of all images, or of 500 that are spread over the data set. Of the other files
+    the checksums are compared. Warns if the labels have no more than one class.
 
     Args:
         name: of the data set
@@ -103,15 +103,20 @@ def check_labels(name: str, records: Sequence[dict], num_classes: int, ignore_la
             raise OSError(f"{record['file_name']}: the data set names no file with its labels")
         if not is_remote(path) and not os.path.isfile(path):
             raise FileNotFoundError(f"{path} is missing, the labels of {record['file_name']}")
-    places = np.linspace(0, len(records) - 1, min(len(records), _NUM_LABELS)).astype(int)
+    places = np.linspace(0, len(records) - 1, min(len(records), _NUM_LABELS)).astype(int).tolist()
+    others = set(range(len(records))).difference(places)
     pixels = np.zeros(256, dtype=np.int64)
 
     def read(place: int) -> np.ndarray:
         return _label_counts(records[place], num_classes, ignore_label)
 
+    def check(place: int) -> None:
+        check_label_file(records[place]["sem_seg_file_name"])
+
     with ThreadPoolExecutor(_THREADS) as pool:
         for counts in pool.map(read, places):
             pixels += counts
+        list(pool.map(check, sorted(others)))
     ignored, pixels[ignore_label] = pixels[ignore_label], 0
     if np.count_nonzero(pixels) < 2:
         found = f"the label {pixels.argmax()} alone" if pixels.any() else "no label of a class"
