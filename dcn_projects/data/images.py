@@ -1,5 +1,6 @@
 """Image files: whether they can be used, how large they are, and their pixels."""
 
+import math
 import os
 import re
 import warnings
@@ -207,13 +208,14 @@ def _refusal(image: Image.Image) -> str:
 
 
 def _lie(image: Image.Image) -> str:
-    """Whether there cannot be so many pixels. In a JPEG, what is missing would be read as grey."""
-    if image.format not in _MOST_IN_A_BYTE:
-        return ""
+    """Whether there cannot be so many pixels. Those that are missing would be grey or black."""
     (width, height), place = image.size, image.fp.tell()
     length = image.fp.seek(0, os.SEEK_END)
     image.fp.seek(place)
-    if width * height <= _MOST_IN_A_BYTE[image.format] * length:
+    most = _MOST_IN_A_BYTE.get(image.format, math.inf) * length
+    if image.format == "TIFF":
+        most = sum((x1 - x0) * (y1 - y0) for _, (x0, y0, x1, y1), *_ in image.tile)
+    if width * height <= most:
         return ""
     return f"is no image, or was cut off ({length} bytes for {width} x {height} pixels)"
 
@@ -255,6 +257,7 @@ def _orientation(image: Image.Image) -> int:
         if not any(note in last for note in _PNG_NOTES):
             return 1
     try:
-        return image.getexif().get(_ORIENTATION, 1)
+        turn = image.getexif().get(_ORIENTATION)
     except Exception:  # detectron2 ignores broken EXIF data of every kind
         return 1
+    return turn if turn in range(1, 9) else 1  # it may also be a text

@@ -162,8 +162,11 @@ def test_orientations_that_are_elsewhere_in_the_file(tmp_path):
         assert read_bgr_image(turned).shape == (W, H, 3), turned
         assert image_size(turned) == (H, W) and image_problem(turned) == "", turned
     broken = tmp_path / "broken.jpg"
-    save(RGB, broken, exif=exif(6)[:-9])
-    assert image_size(broken) == read_bgr_image(broken).shape[1::-1]
+    of_text = exif(6).replace(b"\x12\x01\x03\x00", b"\x12\x01\x07\x00")
+    of_text = of_text.replace(b"\x01\x12\x00\x03", b"\x01\x12\x00\x07")
+    for data in (exif(6)[:-9], of_text, exif(9)):
+        save(RGB, broken, exif=data)
+        assert image_size(broken) == read_bgr_image(broken).shape[1::-1] == (W, H)
 
 
 def laboratory(path):
@@ -196,6 +199,7 @@ REFUSED = {
     ),
     "lie.png": (lambda p: p.write_bytes(huge(12000, 12000)), "is no image, or was cut off"),
     "lie.jpg": (lambda p: lie(p), "bytes for 12000 x 12000 pixels)"),
+    "lie.tif": (lambda p: high(p), f"bytes for {W} x {500 * H} pixels)"),
 }
 
 
@@ -205,6 +209,16 @@ def lie(path):
     content = bytearray(path.read_bytes())
     struct.pack_into(">HH", content, content.index(b"\xff\xc0") + 5, 12000, 12000)
     path.write_bytes(content)
+
+
+def high(path):
+    """A TIFF with another height in its header: Pillow would read black pixels below."""
+    save(RGB, path)
+    content, entry = path.read_bytes(), struct.pack("<HHI", 257, 4, 1)
+    assert content.count(entry + struct.pack("<I", H)) == 1
+    path.write_bytes(
+        content.replace(entry + struct.pack("<I", H), entry + struct.pack("<I", 500 * H))
+    )
 
 
 def huge(width, height):

@@ -96,9 +96,9 @@ def _problems_of_categories(categories: list) -> Iterator[str]:
         where = f"categories[{i}]"
         yield from _missing(where, category, ("id", "name"))
         if type(category["id"]) is not int:
-            yield f"{where} has the id {category['id']!r}, expected a whole number"
+            yield f"{where} has the id {category['id']!r:.60}, expected a whole number"
         if not isinstance(category["name"], str):
-            yield f"{where} has the name {category['name']!r}, expected a text"
+            yield f"{where} has the name {category['name']!r:.60}, expected a text"
     yield from _repeated("categories", categories)
 
 
@@ -109,14 +109,15 @@ def _problems_of_images(images: list) -> Iterator[str]:
         yield from _missing(where, image, _OF_IMAGE)
         if type(image["id"]) is not kind or kind not in (int, str):
             yield (
-                f"{where} has the id {image['id']!r}, a {_kind(image['id'])}: expected whole "
+                f"{where} has the id {image['id']!r:.60}, a {_kind(image['id'])}: expected whole "
                 "numbers, or texts, for all images"
             )
         if not isinstance(image["file_name"], str) or not image["file_name"]:
-            yield f"{where} has the file_name {image['file_name']!r}, expected a path"
+            yield f"{where} has the file_name {image['file_name']!r:.60}, expected a path"
         for side in ("width", "height"):
             if not is_count(image[side]):
-                yield f"{where} has the {side} {image[side]!r}, expected a whole number of pixels"
+                found = f"{image[side]!r:.60}"
+                yield f"{where} has the {side} {found}, expected a whole number of pixels"
     yield from _repeated("images", images)
 
 
@@ -129,7 +130,7 @@ def _problems_of_annotations(content: Mapping, evaluated: bool) -> Iterator[str]
     for i, entry in enumerate(annotations):
         where = f"annotations[{i}]"
         yield from _missing(where, entry, keys)
-        where += f" (id {entry['id']!r})"
+        where += f" (id {entry['id']!r:.60})"
         for key in ("id", "image_id", "category_id"):
             if not isinstance(entry[key], Hashable):
                 yield f"{where} has the {key} {entry[key]!r:.40}, expected a number or a text"
@@ -137,9 +138,9 @@ def _problems_of_annotations(content: Mapping, evaluated: bool) -> Iterator[str]
         if image is None:
             if type(entry["image_id"]) is not type(content["images"][0]["id"]):
                 yield (
-                    f"{where} has the image_id {entry['image_id']!r}, a "
+                    f"{where} has the image_id {entry['image_id']!r:.60}, a "
                     f"{_kind(entry['image_id'])}, and the ids of the images are such as "
-                    f"{content['images'][0]['id']!r}"
+                    f"{content['images'][0]['id']!r:.60}"
                 )
             continue  # of an image that was taken out; detectron2 warns
         matched += 1
@@ -148,16 +149,16 @@ def _problems_of_annotations(content: Mapping, evaluated: bool) -> Iterator[str]
             known = ", ".join(map(str, sorted(categories)[:10]))
             more = ", ..." if len(categories) > 10 else ""
             yield (
-                f"{where} has the category_id {entry['category_id']!r}, which is none of the "
+                f"{where} has the category_id {entry['category_id']!r:.60}, which is none of the "
                 f"categories' ({known}{more})"
             )
         if entry.get("ignore", 0) != 0:
             yield (
-                f'{where} has "ignore": {entry["ignore"]!r}, which detectron2 refuses. Make it '
+                f'{where} has "ignore": {entry["ignore"]!r:.60}, which detectron2 refuses. Make it '
                 '"iscrowd": 1, or take the annotation out'
             )
         if entry.get("iscrowd", 0) not in (0, 1):
-            yield f"{where} has the iscrowd {entry['iscrowd']!r}, expected 0 or 1"
+            yield f"{where} has the iscrowd {entry['iscrowd']!r:.60}, expected 0 or 1"
         if evaluated and (not isinstance(entry["area"], Real) or not 0 <= entry["area"] < 1e15):
             yield f"{where} has the area {entry['area']!r:.40}, expected pixels"
         size = image["width"], image["height"]
@@ -192,7 +193,7 @@ def _repeated(where: str, entries: list) -> Iterator[str]:
     count = Counter(entry["id"] for entry in entries)
     if len(count) < len(entries):
         repeated, times = count.most_common(1)[0]
-        yield f"the id {repeated!r} is that of {times} {where}. Number them from 1 on"
+        yield f"the id {repeated!r:.60} is that of {times} {where}. Number them from 1 on"
 
 
 def _kind(value) -> str:

@@ -17,6 +17,9 @@ __all__ = [
 ]
 
 
+_LARGEST = 1e300  # integers in JSON can be larger than all floating-point numbers
+
+
 def box_problem(box, mode: BoxMode, width: Real, height: Real) -> str:
     """
     Args:
@@ -92,7 +95,9 @@ def keypoint_form_problem(keypoints, nested: bool) -> str:
     if isinstance(entries, (list, tuple)):
         if nested and all(isinstance(e, (list, tuple)) and len(e) == 3 for e in entries):
             entries = [number for e in entries for number in e]
-        if all(map(_is_number, entries)):
+        if all(map(_is_number, entries)) and not any(
+            isinstance(x, int) and abs(x) > _LARGEST for x in entries
+        ):
             return ""
     return f"the keypoints {keypoints!r:.40}, expected a list of x, y, visibility of each"
 
@@ -155,7 +160,7 @@ def _polygon_problem(polygon, width: Real, height: Real) -> str:
 def _rle_problem(mask: Mapping, width: Real, height: Real) -> str:
     size, counts = mask.get("size"), mask.get("counts")
     if not isinstance(size, Sequence) or len(size) != 2 or not all(is_count(n) for n in size):
-        return f"RLE of the size {size}, expected [height, width]"
+        return f"RLE of the size {size!r:.60}, expected [height, width]"
     if math.isfinite(width) and list(size) != [height, width]:
         swapped = ", which is [width, height]" if list(size) == [width, height] else ""
         return f"RLE of the size {list(size)}{swapped}, expected [{height}, {width}], its image's"
@@ -175,8 +180,8 @@ def _rle_problem(mask: Mapping, width: Real, height: Real) -> str:
 
 
 def is_count(number) -> bool:
-    """Whether a value is a whole number from 1 on, also one that was written as 640.0."""
-    return _is_number(number) and 0 < number < math.inf and number == int(number)
+    """Whether a value is a whole number of pixels, also one that was written as 640.0."""
+    return _is_number(number) and 0 < number < 2**31 and number == int(number)
 
 
 def _compressed_counts(text: str | bytes) -> np.ndarray:

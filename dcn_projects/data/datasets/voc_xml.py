@@ -52,8 +52,8 @@ def read_voc_xml(path: str, class_names: Sequence[str]) -> VocAnnotation:
     root = _parse(path)
     if root.tag != "annotation":
         raise OSError(
-            f"{path}: it is no annotation of Pascal VOC, as it begins with <{root.tag}> instead of "
-            "<annotation>. Move it elsewhere"
+            f"{path}: it is no annotation of Pascal VOC, as it begins with "
+            f"<{root.tag:.60}> instead of <annotation>. Move it elsewhere"
         )
     elements = root.findall("object")
     if len(elements) < len(list(root.iter("object"))):
@@ -74,8 +74,8 @@ def _parse(path: str) -> ET.Element:
             return ET.parse(f).getroot()
         except (ET.ParseError, LookupError, ValueError) as e:  # the latter for unknown encodings
             raise OSError(
-                f"{path}: it cannot be read as XML ({one_line(e)}). Copy it again, or save it in "
-                "UTF-8"
+                f"{path}: it cannot be read as XML ({one_line(e):.200}). Copy it again, or save it "
+                "in UTF-8"
             ) from e
 
 
@@ -89,15 +89,15 @@ def _object(path: str, element: ET.Element, class_names: Sequence[str]) -> VocOb
         raise OSError(f"{path}: an object has no name. Write the name of its class")
     if name not in class_names:
         raise OSError(
-            f"{path}: an object is of the class {name!r}, which is none of the data set's "
+            f"{path}: an object is of the class {name!r:.60}, which is none of the data set's "
             f"({', '.join(class_names)}). Correct it, or add the class where the data set is "
             "registered"
         )
     difficult = _text(element, "difficult")
     if difficult.lower() not in _DIFFICULT:
         raise OSError(
-            f"{path}: an object of the class {name!r} has {difficult!r} as difficult, expected 0 "
-            "or 1. Correct it"
+            f"{path}: an object of the class {name!r} has {difficult!r:.60} as difficult, expected "
+            "0 or 1. Correct it"
         )
     return VocObject(name, _DIFFICULT[difficult.lower()], _box(path, element, name))
 
@@ -118,7 +118,7 @@ def _box(path: str, element: ET.Element, name: str) -> list[float]:
     elif x1 < x0 or y1 < y0:
         problem = "whose corners are swapped"
     if problem:
-        corners = ", ".join(f"{k} {text or 'missing'}" for k, text in zip(_CORNERS, texts))
+        corners = ", ".join(f"{k} {text[:60] or 'missing'}" for k, text in zip(_CORNERS, texts))
         raise OSError(
             f"{path}: an object of the class {name!r} has the corners {corners}, {problem}. "
             "Correct them, or take the object out"
