@@ -7,7 +7,7 @@ from detectron2.structures import BoxMode
 
 from dcn_projects.data import check_objects
 
-POLYGON, RLE = [[0, 0, 9, 0, 9, 9]], dict(counts=[81], size=[9, 9])
+POLYGON, RLE = [[0, 0, 9, 0, 9, 9]], dict(counts="a2", size=[9, 9])
 CORNERS, SIDES = BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
 
 
@@ -30,6 +30,7 @@ def records(**more):
         (dict(segmentation=RLE), dict(masks="bitmask")),
         (dict(segmentation=RLE), dict(masks="any")),
         (dict(segmentation=RLE, iscrowd=1), dict(masks="polygon")),
+        (dict(segmentation=RLE | dict(counts=[81]), iscrowd=1), dict(masks="polygon")),
         (dict(iscrowd=1), dict(masks="polygon", num_keypoints=2)),
         (dict(iscrowd=True, segmentation=RLE), dict(masks="any", evaluated=True)),
         (dict(keypoints=[1, 2, 2, 0, 0, 0]), dict(num_keypoints=2)),
@@ -75,6 +76,17 @@ MEND = "Correct it, or take it out"
         (dict(category_id=[1]), {}, "the category_id [1], expected a whole number from 0 on"),
         (dict(category_id=0.5), dict(num_classes=3), "the category_id 0.5, expected 0 to 2"),
         (dict(iscrowd=None), {}, "the iscrowd None, expected 0 or 1"),
+        (
+            dict(segmentation=dict(counts=[81], size=[9, 9])),
+            dict(masks="bitmask"),
+            "RLE with a list of counts, which detectron2 cannot read: give "
+            "pycocotools.mask.frPyObjects(mask, height, width)",
+        ),
+        (
+            dict(bbox_mode=BoxMode.XYWHA_ABS),
+            {},
+            f"the rotated box [5, 6, 7, 8], expected five numbers. {MEND}",
+        ),
         (
             dict(iscrowd=1),
             dict(masks="any", evaluated=True),
@@ -207,7 +219,7 @@ def test_boxes_that_reach_out_are_told(form, mode, caplog):
 @pytest.mark.parametrize(
     "mask",
     [
-        dict(counts=[81], size=[9, 9]),
+        RLE,
         pycocotools.mask.encode(np.zeros((9, 9), np.uint8, order="F")),
         [[3, 3, 3, 3, 3, 3]],
         [[1, 3, 5, 3, 7, 3], [2, 1, 2, 5, 2, 8]],

@@ -39,7 +39,6 @@ def error_of(name, records, evaluated):
         {},
         dict(file_name=Path("1.jpg")),
         dict(width=9.0, height=np.int64(8)),
-        dict(image_id="b"),
         dict(annotations=...),
         dict(annotations=({},)),
         dict(annotations=[dict(segmentation=[POLYGON], iscrowd=1)]),
@@ -115,6 +114,10 @@ def test_a_record_that_is_no_dict(name):
     [
         (dict(image_id=0), "records 0 (0.jpg) and 1 (1.jpg) have both the image_id 0"),
         (dict(image_id=np.int64(1)), "a int64, expected a whole number (int) or a text (str)"),
+        (dict(image_id="b"), "has the image_id 'b', and others are such as 0: give whole numbers"),
+        (dict(annotations=[dict(keypoints=7)]), "has a int as keypoints, expected a list of num"),
+        (dict(annotations=[dict(keypoints=[10**400])]), "has a list as keypoints, expected a list"),
+        (dict(annotations=[dict(num_keypoints="1")]), "has a str as num_keypoints, expected a nu"),
         (dict(image_id=None), "has the image_id None, a NoneType, expected a whole number"),
         (
             dict(annotations=[dict(segmentation=[np.array(POLYGON)])]),

@@ -19,6 +19,10 @@ from .voc_files import VocFiles
 PATH_KEYS = ("recipe_file", "json_file", "image_list", "image_root", "image_dir", "gt_dir")
 PATH_KEYS += ("sem_seg_root", "voc_root", "panoptic_json", "panoptic_root")
 
+# What detectron2, pycocotools and the loaders of users raise on odd annotations.
+_OF_ANNOTATIONS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError)
+_OF_ANNOTATIONS += (TypeError, ValueError)
+
 
 def expected_paths(name: str) -> list[str]:
     """The files and folders that a registered data set needs. Metadata may have them as paths."""
@@ -61,7 +65,7 @@ def loading(names: Iterable[str]):
     """
     try:
         yield
-    except (AssertionError, KeyError, TypeError, ValueError, ET.ParseError) as e:
+    except (*_OF_ANNOTATIONS, ET.ParseError) as e:
         what = one_line(e)
         if isinstance(e, (json.JSONDecodeError, UnicodeDecodeError, ET.ParseError)):
             kind = "XML" if isinstance(e, ET.ParseError) else "JSON"

@@ -121,7 +121,7 @@ def _problem(annotation: dict, size, num_classes, masks, num_keypoints, evaluate
     if not isinstance(category, Real):
         return f"the category_id {category!r:.40}, expected a whole number from 0 on"
     if num_classes is not None and category not in range(num_classes):
-        return f"the category_id {category!r}, expected 0 to {num_classes - 1}"
+        return f"the category_id {category!r:.40}, expected 0 to {num_classes - 1}"
     is_crowd = annotation.get("iscrowd", 0)
     if is_crowd not in (0, 1):
         return f"the iscrowd {is_crowd!r:.40}, expected 0 or 1"
@@ -135,6 +135,12 @@ def _problem(annotation: dict, size, num_classes, masks, num_keypoints, evaluate
         return "a mask that is no polygon: give INPUT.MASK_FORMAT bitmask"
     if masks and has_mask and (problem := mask_problem(mask, *size)):
         return f"{problem}. Correct it, or take it out"
+    is_read = masks and (evaluated or not is_crowd)
+    if is_read and isinstance(mask, dict) and not isinstance(mask["counts"], (str, bytes)):
+        return (
+            "RLE with a list of counts, which detectron2 cannot read: give "
+            "pycocotools.mask.frPyObjects(mask, height, width)"
+        )
     if num_keypoints is not None and (evaluated or not is_crowd):
         keypoints = annotation.get("keypoints")
         if keypoints is None or len(keypoints) == 0:

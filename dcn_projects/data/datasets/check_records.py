@@ -6,7 +6,7 @@ from numbers import Integral
 
 from detectron2.data import MetadataCatalog
 
-from .check_shapes import is_count
+from .check_shapes import LARGEST, is_count
 
 __all__ = ["check_records"]
 
@@ -37,7 +37,7 @@ def check_records(name: str, records, evaluated_as_coco: bool = False) -> None:
 
 def _place(i: int, record) -> str:
     named = isinstance(record, Mapping) and record.get("file_name")
-    return f"{i} ({named})" if named else str(i)
+    return f"{i} ({named!s:.200})" if named else str(i)
 
 
 def _problems(record) -> Iterator[str]:
@@ -46,12 +46,12 @@ def _problems(record) -> Iterator[str]:
         return
     path = record.get("file_name")
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-        yield f"has the file_name {path!r}, expected a path" if path else "has no 'file_name'"
+        yield (f"has the file_name {path!r:.60}, expected a path" if path else "has no 'file_name'")
     if ("width" in record) != ("height" in record):
         yield "has one of 'width' and 'height', expected both or neither"
     for side in ("width", "height"):
         if not is_count(record.get(side, 1)):
-            yield f"has the {side} {record[side]!r}, expected 1 or more pixels"
+            yield f"has the {side} {record[side]!r:.60}, expected 1 or more pixels"
     annotations = record.get("annotations", [])
     if not isinstance(annotations, Sequence) or isinstance(annotations, str):
         yield f"has a {type(annotations).__name__} of annotations, expected a list"
@@ -74,14 +74,20 @@ def _check_evaluated(name: str, records: Sequence[Mapping]) -> None:
         # Others cannot be written as JSON.
         if not isinstance(image_id, (int, str)):
             raise ValueError(
-                f"record {_place(i, record)} has the image_id {image_id!r}, a "
+                f"record {_place(i, record)} has the image_id {image_id!r:.60}, a "
                 f"{type(image_id).__name__}, expected a whole number (int) or a text (str)"
+            )
+        if type(image_id) is not type(records[0]["image_id"]):
+            raise ValueError(
+                f"record {_place(i, record)} has the image_id {image_id!r:.60}, and others are "
+                f"such as {records[0]['image_id']!r:.60}: give whole numbers (int), or texts "
+                "(str), to all"
             )
         first = places.setdefault(image_id, i)
         if first != i:
             raise ValueError(
                 f"records {_place(first, records[first])} and {_place(i, record)} have both the "
-                f"image_id {image_id!r}: number the images"
+                f"image_id {image_id!r:.60}: number the images"
             )
         for k, annotation in enumerate(record.get("annotations", ())):
             if problem := _unwritable(annotation):
@@ -103,10 +109,17 @@ def _unwritable(annotation: Mapping) -> str:
             ):
                 kind = type(polygon).__name__
                 return f"a polygon that is a {kind} and not a list of numbers of Python,"
-    for key in ("keypoints", "num_keypoints"):
-        value = annotation.get(key, 0)
-        values = value if isinstance(value, list) else [value]
-        if not all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in values):
-            return f"a {type(value).__name__} as {key}, expected numbers of Python,"
+    keypoints = annotation.get("keypoints", [])
+    if not isinstance(keypoints, list) or not all(map(_is_written, keypoints)):
+        return f"a {type(keypoints).__name__} as keypoints, expected a list of numbers of Python,"
+    count = annotation.get("num_keypoints", 0)
+    if not _is_written(count):
+        return f"a {type(count).__name__} as num_keypoints, expected a number of Python,"
     crowd = annotation.get("iscrowd", 0)
-    return "" if isinstance(crowd, Integral) and crowd in (0, 1) else f"the iscrowd {crowd!r}"
+    return "" if isinstance(crowd, Integral) and crowd in (0, 1) else f"the iscrowd {crowd!r:.60}"
+
+
+def _is_written(number) -> bool:
+    """Whether the evaluation can compute with a number, and write it."""
+    is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+    return is_number and not abs(number) > LARGEST

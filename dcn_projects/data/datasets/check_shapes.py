@@ -8,6 +8,7 @@ import numpy as np
 from detectron2.structures import BoxMode
 
 __all__ = [
+    "LARGEST",
     "box_problem",
     "is_count",
     "is_empty_mask",
@@ -17,21 +18,23 @@ __all__ = [
 ]
 
 
-_LARGEST = 1e300  # integers in JSON can be larger than all floating-point numbers
+LARGEST = 1e300  # integers in JSON can be larger than all floating-point numbers
 
 
 def box_problem(box, mode: BoxMode, width: Real, height: Real) -> str:
     """
     Args:
         box: of a file, in pixels
-        mode: of the box. Those that are neither XYXY_ABS nor XYWH_ABS are not looked at
+        mode: of the box. Of rotated ones, XYWHA_ABS, the form alone is looked at
         width, height: of the image; infinite where it is not known
     """
     if mode in (BoxMode.XYXY_REL, BoxMode.XYWH_REL):
         return f"a box of the mode {BoxMode(mode).name}, which detectron2 cannot read: give pixels"
     if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-        known = isinstance(mode, int) and mode == BoxMode.XYWHA_ABS
-        return "" if known else f"the bbox_mode {mode!r}, expected BoxMode.XYXY_ABS or XYWH_ABS"
+        if not isinstance(mode, int) or mode != BoxMode.XYWHA_ABS:
+            return f"the bbox_mode {mode!r:.60}, expected BoxMode.XYXY_ABS or XYWH_ABS"
+        is_box = isinstance(box, (list, tuple)) and len(box) == 5 and all(map(_is_number, box))
+        return "" if is_box else f"the rotated box {box!r:.60}, expected five numbers"
     if not isinstance(box, (list, tuple)):  # detectron2 fails on arrays
         what = (
             f"{box!r:.60}" if isinstance(box, (str, Mapping)) or box is None else type(box).__name__
@@ -46,11 +49,11 @@ def box_problem(box, mode: BoxMode, width: Real, height: Real) -> str:
     if mode == BoxMode.XYWH_ABS:
         right, bottom = x + right, y + bottom
     if not all(map(math.isfinite, (x, y, right, bottom))):
-        return f"the box {box}, which is not finite"
+        return f"the box {box!r:.60}, which is not finite"
     if right < x or bottom < y:
-        return f"the box {box}, whose width or height is negative"
+        return f"the box {box!r:.60}, whose width or height is negative"
     if _is_far((x, right), width) or _is_far((y, bottom), height):
-        return f"the box {box}, far outside of the image of {width} x {height} pixels"
+        return f"the box {box!r:.60}, far outside of the image of {width} x {height} pixels"
     return ""
 
 
@@ -96,7 +99,7 @@ def keypoint_form_problem(keypoints, nested: bool) -> str:
         if nested and all(isinstance(e, (list, tuple)) and len(e) == 3 for e in entries):
             entries = [number for e in entries for number in e]
         if all(map(_is_number, entries)) and not any(
-            isinstance(x, int) and abs(x) > _LARGEST for x in entries
+            isinstance(x, int) and abs(x) > LARGEST for x in entries
         ):
             return ""
     return f"the keypoints {keypoints!r:.40}, expected a list of x, y, visibility of each"
