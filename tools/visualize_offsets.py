@@ -30,6 +30,7 @@ from dcn_projects.engine.command_line import ConfigArgumentParser
 from dcn_projects.engine.predictor import load_predictor, trained_config
 from dcn_projects.errors import exit_with_one_line, one_line_errors
 from dcn_projects.vis import (
+    LONGEST,
     DilationStatistics,
     ImageOffsets,
     NarrowImageError,
@@ -86,7 +87,11 @@ def show_image(predictor, args) -> ImageOffsets:
     """Writes the pictures of --image."""
     image = read_bgr_image(args.image)
     offsets = record_offsets(predictor, args.image, image)
-    pictures = OffsetPictures(image, offsets, max(1, SHORT_SIDE / min(offsets.size)))
+    zoom = min(max(1, SHORT_SIDE / min(offsets.size)), LONGEST / max(offsets.size))
+    pictures = OffsetPictures(image, offsets, zoom)
+    if zoom < 1:
+        height, width = offsets.size
+        print(f"the network input of {width} x {height} pixels is drawn at {zoom:.3f} of its size")
     boxes, classes = np.zeros((0, 4)), []
     if offsets.instances is not None:
         sure = offsets.surest(NUM_DETECTIONS, args.confidence)

@@ -19,8 +19,10 @@ from dcn_projects.config_keys import value_of
 from dcn_projects.data.images import limit_pixels, read_bgr_image
 from dcn_projects.errors import one_line, one_line_errors
 from dcn_projects.vis import (
+    LONGEST,
     InstanceDrawer,
     PixelClassDrawer,
+    bounded,
     has_display,
     show,
     side_by_side,
@@ -58,7 +60,6 @@ class _Model(NamedTuple):
     drawer: InstanceDrawer | PixelClassDrawer
 
 
-_LONGEST = 4096  # pixels that an image is enlarged to
 TENSORPACK_STYLE = PictureStyle(PictureNames("output", "{}_pred"), beside_input=True)
 DETECTRON2_STYLE = PictureStyle(PictureNames(), short_side=480, tells_time=True)
 
@@ -140,26 +141,36 @@ def _build(config_file: str, cfg: CfgNode, confidence: float) -> _Model:
 
 def _draw_image(models: list[_Model], drawing: Drawing, style: PictureStyle) -> None:
     image = read_bgr_image(drawing.source)
+    picture = _bounded(drawing, image)
     start = time.perf_counter()
-    found = [model.drawer.predict(image) for model in models]
+    found = [model.drawer.predict(image, picture.shape[:2]) for model in models]
     took = f" in {time.perf_counter() - start:.2f} s" if style.tells_time else ""
-    scale = _enlargement(image, style)
-    pictures = [model.drawer.draw(image, f, scale) for model, f in zip(models, found)]
-    write_picture(drawing.target, _put_together(models, drawing, style, image, pictures))
+    scale = _enlargement(picture, style)
+    pictures = [model.drawer.draw(picture, f, scale) for model, f in zip(models, found)]
+    write_picture(drawing.target, _put_together(models, drawing, style, picture, pictures))
     counts = " and ".join(model.drawer.count(f) for model, f in zip(models, found))
     print(f"{drawing.source}: {counts}{took} -> {drawing.target}")
     for model, f in zip(models, found):
-        lines = model.drawer.lines(f)
+        lines = model.drawer.lines(f, tuple(np.divide(image.shape, picture.shape)[1::-1]))
         if lines and len(models) > 1:
             print(f" {model.name}:")
         for line in lines:
             print(f"  {line}")
 
 
+def _bounded(drawing: Drawing, image: np.ndarray) -> np.ndarray:
+    """What is drawn on: the image, or a smaller picture, of which a line tells."""
+    picture = bounded(image)
+    if picture is not image:
+        (height, width), (rows, columns) = image.shape[:2], picture.shape[:2]
+        print(f"{drawing.source} has {width} x {height} pixels and is drawn at {columns} x {rows}")
+    return picture
+
+
 def _enlargement(image: np.ndarray, style: PictureStyle) -> float:
     """Pixels of the picture per pixel of the image."""
     short, long = sorted(image.shape[:2])
-    return max(1, min(style.short_side / short, _LONGEST / long))
+    return max(1, min(style.short_side / short, LONGEST / long))
 
 
 def _draw_video(models: list[_Model], drawing: Drawing, style: PictureStyle) -> None:
@@ -172,8 +183,10 @@ def _draw_video(models: list[_Model], drawing: Drawing, style: PictureStyle) -> 
         there, frame = video.read()
         if not there:
             break
-        pictures = [m.drawer.draw_frame(frame, m.drawer.predict(frame)) for m in models]
-        drawn = _put_together(models, drawing, style, frame, pictures)
+        picture = bounded(frame) if count else _bounded(drawing, frame)  # told once
+        size = picture.shape[:2]
+        pictures = [m.drawer.draw_frame(picture, m.drawer.predict(frame, size)) for m in models]
+        drawn = _put_together(models, drawing, style, picture, pictures)
         # The codec takes even sizes only.
         drawn = drawn[: drawn.shape[0] // 2 * 2, : drawn.shape[1] // 2 * 2]
         if writer is None:

@@ -20,6 +20,8 @@ _DRAWING = {
     "InstanceDrawer": "drawers",
     "OffsetPictures": "draw_offsets",
     "PixelClassDrawer": "drawers",
+    "LONGEST": "pictures",
+    "bounded": "pictures",
     "contact_sheet": "pictures",
     "detect": "drawers",
     "draw_deformed_bins": "draw_offsets",

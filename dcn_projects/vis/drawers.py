@@ -1,4 +1,11 @@
-"""A model, and what draws its predictions on images and on the frames of videos."""
+"""
+A model, and what draws its predictions on images and on the frames of videos. The masks and the
+classes of all pixels of a very large image take gigabytes, and drawing them a minute: what is found
+can be in pixels of a smaller picture of the image, on which it is drawn.
+"""
+
+import contextlib
+from collections.abc import Iterator
 
 import numpy as np
 from detectron2.data import Metadata
@@ -14,17 +21,40 @@ __all__ = ["InstanceDrawer", "PixelClassDrawer", "detect", "draw_detections", "d
 _OPACITY = 0.6  # of the colours of classes
 
 
-def detect(predictor: DefaultPredictor, image: np.ndarray, confidence: float) -> Instances:
+def detect(
+    predictor: DefaultPredictor,
+    image: np.ndarray,
+    confidence: float,
+    size: tuple[int, int] | None = None,
+) -> Instances:
     """
     Args:
         image: (H, W, 3), uint8, BGR
         confidence: least score of what is returned
+        size: height and width of a picture of the image; None is H and W
     Returns:
-        Instances: on the CPU, best first
+        Instances: on the CPU, best first, in pixels of the picture
     """
-    instances = predictor(image)["instances"].to("cpu")
+    with _results_of(predictor, size):
+        instances = predictor(image)["instances"].to("cpu")
     instances = instances[instances.scores >= confidence]
     return instances[instances.scores.argsort(descending=True, stable=True)]
+
+
+@contextlib.contextmanager
+def _results_of(predictor: DefaultPredictor, size: tuple[int, int] | None) -> Iterator[None]:
+    """Within this context a model gives its results in pixels of a picture of this size."""
+    if size is None:
+        yield
+        return
+    height, width = size
+    handle = predictor.model.register_forward_pre_hook(
+        lambda module, args: args[0][0].update(height=height, width=width)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def draw_detections(
@@ -71,15 +101,23 @@ class InstanceDrawer:
         self.predictor, self.confidence = predictor, confidence
         self.metadata = predictor.metadata
 
-    def predict(self, image: np.ndarray) -> Instances:
-        """image: (H, W, 3), uint8, BGR"""
-        return detect(self.predictor, image, self.confidence)
+    def predict(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Instances:
+        """See `detect`."""
+        return detect(self.predictor, image, self.confidence, size)
 
     def count(self, found: Instances) -> str:
         return f"{len(found)} detections"
 
-    def lines(self, found: Instances) -> list[str]:
-        """Class, score and box (x0, y0, x1, y1) in pixels of each object."""
+    def lines(self, found: Instances, scale: tuple[float, float] = (1, 1)) -> list[str]:
+        """
+        Class, score and box (x0, y0, x1, y1) in pixels of each object.
+
+        Args:
+            scale: (x, y), pixels of the image per pixel of the picture in which it was found
+        """
+        found = found[:]  # with a box of its own
+        found.pred_boxes = found.pred_boxes.clone()
+        found.pred_boxes.scale(*scale)
         names = self.metadata.get("thing_classes")
         return [
             f"{names[k] if names else k} {score:.3f} " + " ".join(f"{x:.1f}" for x in box)
@@ -128,14 +166,15 @@ class PixelClassDrawer:
         self.predictor = predictor
         self.metadata = _of_pixels(predictor.metadata, num_classes)
 
-    def predict(self, image: np.ndarray) -> Tensor:
-        """Returns the classes, (H, W), on the CPU."""
-        return self.predictor(image)["sem_seg"].argmax(dim=0).to("cpu")
+    def predict(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
+        """Returns the classes, on the CPU: (H, W), or those of a picture of the image (`size`)."""
+        with _results_of(self.predictor, size):
+            return self.predictor(image)["sem_seg"].argmax(dim=0).to("cpu")
 
     def count(self, found: Tensor) -> str:
         return f"{len(found.unique())} classes"
 
-    def lines(self, found: Tensor) -> list[str]:
+    def lines(self, found: Tensor, scale: tuple[float, float] = (1, 1)) -> list[str]:
         """The share of the pixels that each class has, the largest first."""
         counts = sorted(zip(found.flatten().bincount().tolist(), self.metadata.stuff_classes))
         return [f"{name} {100 * n / found.numel():.1f} %" for n, name in reversed(counts) if n]

@@ -6,10 +6,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-__all__ = ["contact_sheet", "side_by_side", "text_line", "write_picture"]
+__all__ = ["LONGEST", "bounded", "contact_sheet", "side_by_side", "text_line", "write_picture"]
+
+LONGEST = 4096  # pixels of the longer side of what is drawn on
 
 _LINE_HEIGHT = 24  # pixels
 _MARGIN = 4  # pixels left and right of a text
+
+
+def bounded(image: np.ndarray) -> np.ndarray:
+    """The image, (H, W, 3), or a smaller picture of it whose longer side has LONGEST pixels."""
+    sides = np.array(image.shape[1::-1])
+    if max(sides) <= LONGEST:
+        return image
+    width, height = np.maximum(np.rint(sides * LONGEST / max(sides)), 1).astype(int).tolist()
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def text_line(text: str, width: int) -> np.ndarray:

@@ -103,6 +103,32 @@ def test_predict_folder_into_folder(run, digits, weights, tmp_path):
     assert cv2.imread(str(pictures[0])).shape == (64, 128, 3)
 
 
+def test_predict_large_images(run, digits, weights, tmp_path, monkeypatch):
+    """They are drawn smaller; what is printed is in pixels of the image, as without the bound."""
+    image = sorted((digits / "test").iterdir())[0]
+    large = tmp_path / "large.png"
+    cv2.imwrite(str(large), cv2.resize(cv2.imread(str(image)), (200, 100)))
+    write_clip("clip.avi", (50, 150))
+    words = ("--predict", large, "clip.avi", "--load", weights, "--confidence", "0")
+    lines = [run(*words)[1].splitlines()]
+    assert cv2.imread("large_pred.png").shape == (100, 400, 3)
+    monkeypatch.setattr("dcn_projects.vis.pictures.LONGEST", 50)
+    lines.append(run(*words)[1].splitlines())
+    assert cv2.imread("large_pred.png").shape == (25, 100, 3)
+    assert cv2.VideoCapture("clip_pred.mp4").read()[1].shape == (50, 100, 3)
+    told = [f"{large} has 200 x 100 pixels and is drawn at 50 x 25"]
+    told += ["clip.avi has 64 x 64 pixels and is drawn at 50 x 50"]
+    assert [line for line in lines[1] if " is drawn at " in line] == told
+    before, after = (
+        [line.split() for line in some if line.startswith("  ") and line[2].isdigit()]
+        for some in lines
+    )
+    assert len(before) == len(after) == 5
+    for a, b in zip(before, after):
+        assert a[:2] == b[:2]
+        np.testing.assert_allclose(np.array(a[2:], float), np.array(b[2:], float), atol=0.11)
+
+
 def write_clip(path, levels):
     video = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"MJPG"), 5, (64, 64))
     for level in levels:

@@ -5,12 +5,28 @@ import sys
 import numpy as np
 import pytest
 
-from dcn_projects.vis import contact_sheet, side_by_side, text_line, write_picture
+from dcn_projects.vis import LONGEST, bounded, contact_sheet, side_by_side, text_line, write_picture
 from tests.conftest import ROOT
 
 
 def grey(level, height=10, width=60):
     return np.full((height, width, 3), level, np.uint8)
+
+
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        ((4096, 2), (4096, 2)),
+        ((4097, 2000), (4096, 2000)),
+        ((9000, 12000), (3072, 4096)),
+        ((1, 9000), (1, 4096)),
+    ],
+)
+def test_bounded(size, expected):
+    image = np.full((*size, 3), 7, np.uint8)
+    picture = bounded(image)
+    assert picture.shape == (*expected, 3) and (picture == 7).all() and max(expected) <= LONGEST
+    assert (picture is image) == (size == expected)
 
 
 def test_side_by_side():
