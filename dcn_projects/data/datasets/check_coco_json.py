@@ -56,7 +56,8 @@ def _read(path: str):
             "it as UTF-8 without BOM"
         )
     try:
-        return json.loads(text.decode())
+        text = text.decode()
+        return json.loads(text)
     except UnicodeDecodeError as e:
         line = text.count(b"\n", 0, e.start) + 1
         raise OSError(
