@@ -14,6 +14,7 @@ from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 
 from .annotation_ids import make_ids_usable
+from .fast_coco import fast_evaluation
 from .why_zero import is_low, tell_nothing, tell_reasons, tell_unknown
 from .why_zero_coco import coco_reasons, mask_reasons
 
@@ -93,7 +94,8 @@ class COCOThresholdEvaluator(COCOEvaluator):
         """As in COCOEvaluator."""
         self.img_ids, self.evaluations = img_ids, {}
         gathered = comm.gather(self.unknown) if self.distributed else [self.unknown]
-        results = super().evaluate(img_ids)
+        with fast_evaluation(self._coco_api):
+            results = super().evaluate(img_ids)
         if gathered:  # not in other processes than the main one
             self._explain(results, list(itertools.chain(*gathered)))
         return results
