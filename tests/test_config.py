@@ -9,7 +9,7 @@ from dcn_projects.engine import check_config
 from dcn_projects.engine.tasks import REGISTRIES
 
 # Groups that the engine reads, for every model.
-ENGINE = {"SOLVER", "DATALOADER", "TEST.AUG"}
+ENGINE = {"INPUT", "SOLVER", "DATALOADER", "TEST.AUG"}
 
 
 def our_keys() -> set[str]:

@@ -1,5 +1,6 @@
 """Image files: whether they can be used, how large they are, and their pixels."""
 
+import functools
 import math
 import os
 import re
@@ -57,6 +58,11 @@ def limit_pixels(count: int) -> None:
         count: INPUT.MAX_PIXELS, the pixels of an image or of a frame of a video
     """
     Image.MAX_IMAGE_PIXELS = count / 2  # Pillow warns of more, and refuses what has twice as many
+    _ignore_warnings()
+
+
+@functools.cache  # each change of the filters has Python show all other warnings once more
+def _ignore_warnings() -> None:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 

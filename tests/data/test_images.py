@@ -1,6 +1,7 @@
 """Files of every kind of pixels, read for training and for prediction, and files of no use."""
 
 import struct
+import warnings
 import zlib
 
 import cv2
@@ -266,6 +267,18 @@ def test_the_limit_of_pixels(tmp_path, monkeypatch):
         assert image_problem(path).startswith(problem if limit < W * H else "")
         assert size_problem(W, H).startswith(problem if limit < W * H else "")
         assert (image_problem(path) == size_problem(W, H) == "") == (limit >= W * H)
+
+
+def test_other_warnings_are_not_repeated(tmp_path, recwarn):
+    """Of the kinds that Python shows once for each place, as a training goes on."""
+    path = tmp_path / "a.png"
+    save(RGB, path)
+    limit_pixels(RGB.size)
+    warnings.simplefilter("default")
+    for _ in range(3):
+        limit_pixels(178_956_970)
+        warnings.warn("told once", stacklevel=1)
+    assert len(recwarn) == 1
 
 
 def is_readable(path):
