@@ -3,14 +3,22 @@
 import ast
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from yacs.config import CfgNode  # that of detectron2 is one, and detectron2 takes long to import
 
 from dcn_projects.config_keys import leaves, value_of
 from dcn_projects.config_renames import rename_option
+from dcn_projects.errors import one_line
 
-__all__ = ["TENSORPACK_KEYS", "is_key", "is_option", "merge_options", "option_pairs"]
+__all__ = [
+    "TENSORPACK_KEYS",
+    "check_literals",
+    "is_key",
+    "is_option",
+    "merge_options",
+    "option_pairs",
+]
 
 # Key of tensorpack's FasterRCNN: what to give here. Some units differ, so nothing is translated.
 TENSORPACK_KEYS = {
@@ -91,12 +99,11 @@ def merge_options(cfg: CfgNode, opts: Iterable[str]) -> list[str]:
         key, text, names = rename_option(cfg, key, text)
         renamed += names
         old = _find(cfg, key)
-        value = text
-        if isinstance(old, float) and type(_literal(text)) is int:
-            value = float(_literal(text))
         try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError) as e:
+            literal = _literal(text)
+            is_whole = isinstance(old, float) and type(literal) is int
+            cfg.merge_from_list([key, float(literal) if is_whole else text])
+        except (ValueError, AssertionError, OverflowError) as e:
             expected = type(old).__name__
             raise ValueError(f"{key}={text}: expected a {expected}, such as {old!r}") from e
     return renamed
@@ -140,9 +147,31 @@ def _unknown(cfg: CfgNode, key: str) -> str:
     return f"there is no key {key}" + "".join(f"; the nearest is {name}" for name in close)
 
 
+def check_literals(raw: Mapping) -> None:
+    """
+    Args:
+        raw: a config file as YAML has it, in which texts may be literals of Python
+    Raises:
+        ValueError: if a text is a literal that Python cannot make; it names the key
+    """
+    for key, value in leaves(raw):
+        if isinstance(value, str):
+            try:
+                _literal(value)
+            except ValueError as e:
+                raise ValueError(f"{key}: {e}") from None
+
+
 def _literal(text: str):
-    """A Python literal, or the text itself, as yacs reads the values of a command line."""
+    """
+    A Python literal, or the text itself, as yacs reads the values of a command line.
+
+    Raises:
+        ValueError: for a literal that Python cannot make, where yacs raises anything
+    """
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return text
+    except (MemoryError, RecursionError, TypeError) as e:  # (((((( or {[1]: 2}
+        raise ValueError(f"{text[:40]!r} cannot be a value ({one_line(e)})") from None
