@@ -18,7 +18,12 @@ from pathlib import Path
 
 import torch
 
-from dcn_projects.checkpoint import check_weights, training_only_entries
+from dcn_projects.checkpoint import (
+    check_weights,
+    not_finite,
+    read_checkpoint,
+    training_only_entries,
+)
 from dcn_projects.errors import exit_with_one_line
 
 
@@ -37,12 +42,14 @@ def strip(source: Path, output: Path) -> None:
         raise ValueError("the output would replace the checkpoint: give it another name")
     if not output.parent.is_dir():
         raise ValueError(f"there is no folder {output.parent}")
-    content = torch.load(source, map_location="cpu", weights_only=True)
+    content = read_checkpoint(source)
     weights = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping):
         raise ValueError(f"{source} holds no parameters with names")
     left_out = training_only_entries(content)
     kept = {name: value for name, value in weights.items() if name not in left_out}
+    if name := not_finite(kept):
+        raise ValueError(f"{source} has values in {name} that are not finite")
     part = output.with_suffix(".part")
     torch.save({"model": kept}, part)
     part.replace(output)  # whole, or not at all

@@ -2,7 +2,6 @@ import os
 import pickle
 import struct
 import tempfile
-import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from .archives import is_archive, open_archive
+from .load import not_finite
 from .maskrcnn_benchmark import TREB1EN, convert_maskrcnn_benchmark
 from .mmdetection import convert_mmdetection, style_in_config
 from .mxnet import ModelOptions, convert_mxnet
@@ -176,27 +177,22 @@ def _origin_of_pth(arrays: Mapping[str, np.ndarray]) -> str:
 
 def _source_kind(path: Path) -> str:
     """ "MXNet", "tensorpack" or "PyTorch", by the content of the file."""
-    try:
-        if other := other_than_weights(path):
-            raise ValueError(f"the file {other}")
-    except zipfile.BadZipFile as e:
-        raise ValueError(f"the file is damaged ({e})") from None
+    if other := other_than_weights(path):
+        raise ValueError(f"the file {other}")
     with open(path, "rb") as file:
         start = file.read(8)
     if start == struct.pack("<Q", MAGIC):
         return "MXNet"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+    if is_archive(path):
+        with open_archive(path) as archive:
             names = archive.namelist()
         if any(name.endswith(".npy") for name in names):
             return "tensorpack"
         if any(name.endswith("/data.pkl") for name in names):
             return "PyTorch"
-    elif start.startswith(b"PK"):
-        raise ValueError("the file is cut off")
     elif path.suffix == ".pkl":
         raise ValueError(_AS_IT_IS)
-    elif start.startswith(b"\x80\x02"):  # a bare pickle, as torch < 1.6 wrote
+    elif start.startswith(b"\x80"):  # a bare pickle, as torch < 1.6 wrote
         return "PyTorch"
     raise ValueError(
         "unknown kind of weights, expected a .params of MXNet, an .npz of tensorpack, or a .pth of "
@@ -264,6 +260,8 @@ def convert_weights(
             converted = _OF_PTH[kind](arrays, cfg, shapes, training_only, *more)
     except ValueError as e:
         raise ValueError(str(e) if str(source) in str(e) else f"{source}: {e}") from None
+    if name := not_finite({name: torch.from_numpy(a) for name, a in converted.params.items()}):
+        raise ValueError(f"{source}: it has values for {name} that are not finite")
     _write(output, converted.params)
     return converted.kind, differences(cfg, converted.settings)
 

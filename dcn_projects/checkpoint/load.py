@@ -1,8 +1,8 @@
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.layers import FrozenBatchNorm2d
 from torch import nn
@@ -11,11 +11,11 @@ from dcn_projects.errors import one_line
 
 from .origins import DETECTRON2, origin_of
 from .parameter_names import differing_stages, first_names
-from .pth import unread
+from .read import in_form_of_detectron2, read_checkpoint
 from .training_only import is_counter, training_only_entries, training_only_names
 from .wrapped_names import unwrapped
 
-__all__ = ["load_to_start", "load_trained"]
+__all__ = ["PlainCheckpointer", "load_to_start", "load_trained", "not_finite"]
 
 _logger = logging.getLogger(__name__)
 _GROUP_NORM = re.compile(r"_gn_[sb]$")  # in names of Caffe2
@@ -25,7 +25,14 @@ _NUM_NAMED = 3  # parameters of each kind that an error names
 _LEAST_PART = 0.1
 
 
-class _Checkpointer(DetectionCheckpointer):
+class PlainCheckpointer(DetectionCheckpointer):
+    """detectron2's, which reads files in such a way that nothing in them can run."""
+
+    def _load_file(self, filename):
+        return in_form_of_detectron2(read_checkpoint(filename), filename)
+
+
+class _Checkpointer(PlainCheckpointer):
     def _load_model(self, checkpoint):
         own = self.model.state_dict()
         checkpoint, said = unwrapped(checkpoint, own)
@@ -46,6 +53,8 @@ class _Checkpointer(DetectionCheckpointer):
         found = super()._load_model({**checkpoint, "model": dict(weights)})
         found.missing_keys.extend(self._invented_statistics(checkpoint, weights))
         self.check(found, weights)
+        if name := not_finite(self.model.state_dict()):
+            raise ValueError(f"it has values in {name} that are not finite")
         return found
 
     def _invented_statistics(self, checkpoint: Mapping, weights: Mapping) -> list[str]:
@@ -67,9 +76,6 @@ class _Checkpointer(DetectionCheckpointer):
 
 class _WholeCheckpointer(_Checkpointer):
     def check(self, found, weights):
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point() and not value.isfinite().all():
-                raise ValueError(f"it has values in {name} that are not finite")
         missing = [name for name in found.missing_keys if name not in self.training_only]
         unknown = [name for name in found.unexpected_keys if name not in self.left_over]
         shapes = [f"{name} {got} and not {want}" for name, got, want in found.incorrect_shapes]
@@ -134,6 +140,12 @@ class _StartCheckpointer(_Checkpointer):
         )
 
 
+def not_finite(weights: Mapping[str, torch.Tensor]) -> str:
+    """The name of a parameter or buffer that has a value that is not finite; "" if there is none"""
+    is_wrong = (n for n, t in weights.items() if t.is_floating_point() and not t.isfinite().all())
+    return next(is_wrong, "")
+
+
 def _advice(in_file: Iterable[str], otherwise: str) -> str:
     origin = origin_of(in_file)
     if origin in ("", DETECTRON2):
@@ -182,8 +194,6 @@ def _load(checkpointer: _Checkpointer, path: str) -> dict:
     try:
         return checkpointer.load(path, checkpointables=[])
     except ValueError as e:
-        raise ValueError(f"{path}: {e}") from None
-    except pickle.UnpicklingError as e:
-        raise ValueError(f"{path} is no checkpoint of detectron2: {unread(e)}") from e
+        raise ValueError(str(e) if str(e).startswith(path) else f"{path}: {e}") from None
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError) as e:
         raise ValueError(f"{path} is no checkpoint of detectron2 ({one_line(e)})") from e

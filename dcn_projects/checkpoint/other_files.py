@@ -3,6 +3,8 @@
 import os
 import zipfile
 
+from .archives import open_archive
+
 __all__ = ["other_than_weights"]
 
 _ADVICE = "save the state_dict() of the model that it was made of, with torch.save"
@@ -15,12 +17,12 @@ def other_than_weights(path: str | os.PathLike) -> str:
             that of torch.save; '' for all others
     Raises:
         OSError: if it cannot be read
-        zipfile.BadZipFile: if it is damaged
+        ValueError: if it is an archive that is damaged, see `open_archive`
     """
     if os.fspath(path).endswith(".onnx"):
         return f"is an ONNX graph, not weights: {_ADVICE}"
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with open_archive(path) as archive:
             # Below a folder that has the name of the file.
             names = [name.partition("/")[2] for name in archive.namelist()]
         if "constants.pkl" in names and any(name.startswith("code/") for name in names):

@@ -1,7 +1,5 @@
-"""Files of PyTorch, of which nothing but tensors and plain containers is unpickled."""
+"""Files of PyTorch, as `convert_weights` reads them."""
 
-import pickle
-import re
 from collections.abc import Mapping
 from os import PathLike
 
@@ -9,19 +7,10 @@ import numpy as np
 import torch
 
 from .parameter_names import first_names
+from .read import read_checkpoint
 from .wrapped_names import plain_name, weights_in
 
-__all__ = ["config_in_pth", "read_pth", "unread"]
-
-
-def unread(error: pickle.UnpicklingError) -> str:
-    """Why torch.load did not read a file, in words."""
-    if found := re.search(r"GLOBAL (\S+)", str(error)):
-        return (
-            f"it holds objects of {found[1]}. Only tensors and numbers are read: save its "
-            "parameters alone, as a dictionary of names"
-        )
-    return "it is damaged, or no file of torch.save"
+__all__ = ["config_in_pth", "read_pth"]
 
 
 def read_pth(path: str | PathLike) -> dict[str, np.ndarray]:
@@ -33,9 +22,9 @@ def read_pth(path: str | PathLike) -> dict[str, np.ndarray]:
         dict: name -> array
     Raises:
         OSError: if the file cannot be opened
-        ValueError: if it is cut off or damaged, or holds anything else
+        ValueError: if it is cut off or damaged, or holds anything else; see `read_checkpoint`
     """
-    content = _read(path)
+    content = read_checkpoint(path)
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: a {type(content).__name__} is not the state of a model")
     state, _ = weights_in(content)
@@ -51,21 +40,10 @@ def read_pth(path: str | PathLike) -> dict[str, np.ndarray]:
 
 def config_in_pth(path: str | PathLike) -> str:
     """The config that mmdetection writes beside the weights; "" if there is none. See `read_pth`"""
-    content = _read(path)
+    content = read_checkpoint(path)
     meta = content.get("meta") if isinstance(content, Mapping) else None
     config = meta.get("config", meta.get("cfg")) if isinstance(meta, Mapping) else None
     return config if isinstance(config, str) else ""
-
-
-def _read(path: str | PathLike):
-    with open(path, "rb") as file:
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as e:
-            raise ValueError(f"{path}: {unread(e)}") from None
-        except Exception as e:  # a damaged pickle can raise anything
-            reason = (str(e) or type(e).__name__).splitlines()[0]
-            raise ValueError(f"{path}: it is cut off or damaged ({reason})") from None
 
 
 def _is_array(value) -> bool:

@@ -1,12 +1,13 @@
+import io
+import math
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from os import PathLike
 
 import numpy as np
 
+from .archives import open_archive, read_entry
 from .conversion_rules import (
     Rule,
     apply_rules,
@@ -24,6 +25,11 @@ _LAST_LAYER = re.compile(r"(linear|fc1000)/[Wb]")
 # ... and what training left there: its step and rate, the slots of its optimizers, and moving
 # averages of summaries. Those of batch normalisation are its statistics.
 _OF_TRAINING = re.compile(r"learning_rate|global_step|AccumGrad.*|.*/Momentum|(?!.*/bn/).*EMA.*")
+# Of the versions 1 and 2 of the format; names in UTF-8, which version 3 has, are those of fields.
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 _LAYER_KINDS = {"W": "weight", "b": "bias"}
 _NORM_KINDS = {
     "gamma": "weight",
@@ -52,20 +58,33 @@ def read_npz(path: str | PathLike) -> dict[str, np.ndarray]:
             of the same name
     """
     arrays = {}
-    name = "the list of arrays"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            for name in file.files:
-                array, short = file[name], name.removesuffix(":0")
-                if not isinstance(array, np.ndarray):
-                    raise ValueError("not an array")
+    with open_archive(path) as archive:
+        for entry in archive.namelist():
+            name = entry.removesuffix(".npy")
+            short = name.removesuffix(":0")
+            try:
                 if short in arrays:
                     raise ValueError("an array of this name is there twice")
-                arrays[short] = array
-    except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
-        reason = str(e).split("\n")[0] or type(e).__name__
-        raise ValueError(f"{path}: {name}: cannot be read ({reason})") from None
+                arrays[short] = _array(bytes(read_entry(archive, entry)))
+            except Exception as e:  # a damaged file can raise anything
+                reason = " ".join(str(e).split())[:100] or type(e).__name__
+                raise ValueError(f"{path}: {name}: cannot be read ({reason})") from None
     return arrays
+
+
+def _array(content: bytes) -> np.ndarray:
+    """Of the bytes of an `.npy` file, of which no size is believed."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in _NPY_HEADERS:
+        raise ValueError(f"version {version} of the format of arrays")
+    shape, by_columns, dtype = _NPY_HEADERS[version](file)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"not an array of numbers, but of {dtype}")
+    if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+        raise ValueError(f"an array {shape} with {len(content) - file.tell()} bytes")
+    array = np.frombuffer(content, dtype, offset=file.tell())
+    return array.reshape(shape, order="F" if by_columns else "C")
 
 
 def to_pytorch(array: np.ndarray) -> np.ndarray:

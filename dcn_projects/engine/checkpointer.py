@@ -3,9 +3,7 @@
 import os
 from typing import IO
 
-from detectron2.checkpoint import DetectionCheckpointer
-
-from dcn_projects.checkpoint import training_only_names, unwrapped
+from dcn_projects.checkpoint import PlainCheckpointer, training_only_names, unwrapped
 from dcn_projects.whole_files import whole_file
 
 __all__ = ["TrainingCheckpointer"]
@@ -26,7 +24,7 @@ class _WholeFiles:
         return self._manager.open(path, mode, **options)
 
 
-class TrainingCheckpointer(DetectionCheckpointer):
+class TrainingCheckpointer(PlainCheckpointer):
     """
     detectron2's, which leaves no checkpoint half written, and notes what only training reads, for
     tools/strip_checkpoint.py.

@@ -10,9 +10,9 @@ from dcn_projects.config import add_dcn_config
 from dcn_projects.config_files import resolve_config_file
 from dcn_projects.config_renames import rename_keys, rename_values, upgrade_rfcn
 from dcn_projects.errors import one_line_errors
-from dcn_projects.plain_yaml import check_plain_yaml
 
 from .options import check_literals, merge_options
+from .plain_yaml import check_plain_yaml
 
 __all__ = ["read_config", "renamed_in"]
 

@@ -2,13 +2,10 @@
 
 import itertools
 import os
-import pickle
 import re
 from pathlib import Path
 
-import torch
-
-from dcn_projects.checkpoint import check_weights
+from dcn_projects.checkpoint import check_weights, read_checkpoint
 from dcn_projects.whole_files import PART, whole_file
 
 __all__ = [
@@ -138,13 +135,12 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def iterations_in(path: Path) -> int | None:
     """How many iterations the training of a checkpoint had done; None if it does not tell."""
-    if _damage(path):
-        return None
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        return content["iteration"] + 1
-    except (RuntimeError, KeyError, TypeError, pickle.UnpicklingError):
+        content = read_checkpoint(path)
+    except (OSError, ValueError):
         return None
+    last = content.get("iteration") if isinstance(content, dict) else None
+    return last + 1 if isinstance(last, int) else None
 
 
 def checkpoint_after(folder: Path, iteration: int) -> Path:
@@ -152,7 +148,6 @@ def checkpoint_after(folder: Path, iteration: int) -> Path:
     there = numbered(folder)
     final = folder / "model_final.pth"
     if iteration not in there and final.exists():
-        check_weights(str(final), "--eval-iter")
         there[iterations_in(final) or 0] = final
     if iteration not in there:
         names = [f"{n} (final)" if path == final else str(n) for n, path in sorted(there.items())]

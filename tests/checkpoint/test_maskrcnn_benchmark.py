@@ -335,12 +335,14 @@ def test_pth_is_read_without_classes(pth, zipped):
     evil = argparse.Namespace(x=1)
     for content in ({"model": state, "args": evil}, evil):
         with pytest.raises(
-            ValueError, match=r"a\.pth: it holds objects of argparse.Namespace"
+            ValueError, match=r"a\.pth holds objects of argparse.Namespace\. "
         ) as error:
             read_pth(pth(content, **zipped))
         assert "\n" not in str(error.value)
     huge = torch.ones(1).expand(10**15)
-    for value in (3, [1], huge, torch.ones(1).to_sparse(), torch.ones(1, dtype=torch.bfloat16)):
+    with pytest.raises(ValueError, match=r"a\.pth holds objects of .*_sparse_tensor. Only dense"):
+        read_pth(pth({"b": torch.ones(1).to_sparse()}, **zipped))
+    for value in (3, [1], huge, torch.ones(1, dtype=torch.bfloat16)):
         with pytest.raises(ValueError, match=r"a\.pth: these are no dense tensors of numbers: b$"):
             read_pth(pth({"a": torch.ones(1), "b": value}, **zipped))
     with pytest.raises(ValueError, match=r"a\.pth: it has tensors of the same name, with and"):
@@ -355,7 +357,7 @@ def test_damaged_pth(pth, zipped):
     content = path.read_bytes()
     for size in (0, 2, 40, 500, 3000, len(content) - 100):
         path.write_bytes(content[:size])
-        with pytest.raises(ValueError, match=r"a\.pth: it is (cut off or )?damaged") as error:
+        with pytest.raises(ValueError, match=r"a\.pth is (cut off|not a checkpoint)") as error:
             read_pth(path)
         assert "\n" not in str(error.value)
 

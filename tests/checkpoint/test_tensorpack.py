@@ -259,7 +259,7 @@ def test_npz_is_read_without_pickle(npz):
     assert found["a/W"].tolist() == [[0, 1, 2], [3, 4, 5]] and found["c"] == 3
     assert list(found) == ["a/W", "b", "c"] and found["b"].dtype == np.float16
     path = npz(a=np.ones(3), evil=np.array([print, "x"], dtype=object))
-    with pytest.raises(ValueError, match=r"a\.npz: evil: .*[Oo]bject arrays"):
+    with pytest.raises(ValueError, match=r"a\.npz: evil: .*not an array of numbers"):
         read_npz(path)
     with pytest.raises(ValueError, match=r"a\.npz: a:0: .*there twice"):
         read_npz(npz(**{"a": np.ones(1), "a:0": np.ones(1)}))
@@ -270,7 +270,7 @@ def test_damaged_npz(npz, tmp_path):
     content = path.read_bytes()
     for size in (10, 100, 5000, len(content) - 5):
         path.write_bytes(content[:size])
-        with pytest.raises(ValueError, match=r"a\.npz: .*cannot be read") as error:
+        with pytest.raises(ValueError, match=r"a\.npz is cut off") as error:
             read_npz(path)
         assert "\n" not in str(error.value)
     for at in (60, 3000):  # in the name of the file's own header, and in the data
