@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 
-from .damage import COPY_AGAIN, errors_that_name
+from .damage import errors_that_name
 
 __all__ = ["is_archive", "open_archive", "read_entry"]
 
@@ -36,8 +36,6 @@ def open_archive(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
             deflate, or larger
     """
     most = max(_MIN_SIZE, _MAX_RATIO * os.path.getsize(path))
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{os.fspath(path)} is cut off. {COPY_AGAIN}")
     with errors_that_name(path), zipfile.ZipFile(path) as archive:
         _check_entries(archive, os.fspath(path), most)
         yield archive

@@ -1,6 +1,7 @@
 """What is said of a file that cannot be read."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 
@@ -21,8 +22,10 @@ def errors_that_name(path: str | os.PathLike) -> Iterator[None]:
     path = os.fspath(path)
     try:
         yield
-    except OSError:
-        raise
+    except OSError as e:
+        if e.errno == errno.EINVAL:  # a damaged archive names a place before its begin
+            raise _damaged(path, e) from None
+        raise e if e.filename else OSError(e.errno, e.strerror, path) from None
     except PickledObjectError as e:
         raise ValueError(
             f"{path} holds objects of {e}. Only dense tensors, arrays of NumPy, numbers, texts and "
@@ -32,5 +35,9 @@ def errors_that_name(path: str | os.PathLike) -> Iterator[None]:
     except Exception as e:
         if isinstance(e, ValueError) and str(e).startswith(path):
             raise
-        reason = " ".join(str(e).split())[:100] or type(e).__name__
-        raise ValueError(f"{path} is cut off or damaged ({reason}). {COPY_AGAIN}") from None
+        raise _damaged(path, e) from None
+
+
+def _damaged(path: str, error: Exception) -> ValueError:
+    reason = " ".join(str(error).split())[:100] or type(error).__name__
+    return ValueError(f"{path} is cut off or damaged ({reason}). {COPY_AGAIN}")

@@ -1,9 +1,8 @@
 """Files that look like weights, and are something else."""
 
 import os
-import zipfile
 
-from .archives import open_archive
+from .archives import is_archive, open_archive
 
 __all__ = ["other_than_weights"]
 
@@ -21,7 +20,7 @@ def other_than_weights(path: str | os.PathLike) -> str:
     """
     if os.fspath(path).endswith(".onnx"):
         return f"is an ONNX graph, not weights: {_ADVICE}"
-    if zipfile.is_zipfile(path):
+    if is_archive(path):
         with open_archive(path) as archive:
             # Below a folder that has the name of the file.
             names = [name.partition("/")[2] for name in archive.namelist()]

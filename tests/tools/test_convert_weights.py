@@ -149,7 +149,10 @@ def test_maskrcnn_benchmark(run_tool, tmp_path):
     assert "a.pth: --normalized-boxes is for MXNet, the file is of maskrcnn-benchmark" in code
     (tmp_path / "a.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-50])
     code, _ = run_tool(*arguments)
-    assert code == f"error: {tmp_path}/a.pth is cut off. Copy it again, or use an earlier one"
+    assert code == (
+        f"error: {tmp_path}/a.pth is cut off or damaged (File is not a zip file). Copy it again, "
+        "or use an earlier one"
+    )
 
 
 def test_anchors_in_another_order(run_tool, tmp_path):
