@@ -62,7 +62,7 @@ def new_storage(kind, count, most: int) -> Storage:
     dtype = _STORAGES[kind.name]
     num_bytes = count * (dtype.itemsize if dtype else 1)
     if num_bytes > most:
-        raise ValueError(f"{num_bytes} bytes expected, {most} left")
+        raise ValueError(f"{most} bytes are left, expected {num_bytes}")
     return Storage(torch.empty(num_bytes, dtype=torch.uint8), dtype)
 
 
@@ -170,6 +170,11 @@ def _size(values=()) -> torch.Size:
     return torch.Size(values)
 
 
+def _box_mode(number) -> int:
+    check_size(number)
+    return number
+
+
 def _tensor(storage, offset, size, stride, _=False, __=None, flags=None) -> torch.Tensor:
     if flags:  # conjugate or negative views
         raise PickledObjectError("tensors that are views of other numbers")
@@ -219,6 +224,7 @@ _PLAIN = {
     "numpy._core.multiarray._reconstruct": _new_array,
     "numpy._core.multiarray.scalar": _scalar,
     "numpy._core.numeric._frombuffer": _buffer_array,
+    "detectron2.structures.boxes.BoxMode": _box_mode,  # in files of proposals
     "torch.Size": _size,
     "torch.Tensor": None,
     "torch.device": _device,

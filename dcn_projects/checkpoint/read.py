@@ -10,7 +10,7 @@ from .pickled_arrays import SET_STATE, find_plain
 from .plain_pickle import read_plain_pickle
 from .torch_files import SizedFile, read_bare_torch_file, read_zipped_torch_file
 
-__all__ = ["in_form_of_detectron2", "read_checkpoint"]
+__all__ = ["in_form_of_detectron2", "read_checkpoint", "read_pickle"]
 
 _PICKLE = b"\x80"  # what all begin with, but those of protocol 1, which begin with a dictionary
 _OLD_PICKLES = (b"(", b"}")
@@ -37,7 +37,7 @@ def read_checkpoint(path: str | os.PathLike):
         start = file.read(1)
     if path.endswith(".pkl"):
         if start in (_PICKLE, *_OLD_PICKLES):
-            return _read_pickle(path)
+            return read_pickle(path)
     elif is_archive(path):
         return read_zipped_torch_file(path)
     elif start == _PICKLE:  # as torch < 1.6 wrote
@@ -45,7 +45,8 @@ def read_checkpoint(path: str | os.PathLike):
     raise ValueError(f"{path} is not a checkpoint. {COPY_AGAIN}")
 
 
-def _read_pickle(path: str):
+def read_pickle(path: str | os.PathLike):
+    """`read_checkpoint` for a pickle of any name."""
     with errors_that_name(path), open(path, "rb") as opened:
         file = SizedFile(opened)
         content = read_plain_pickle(file, file.size, find_plain, SET_STATE)

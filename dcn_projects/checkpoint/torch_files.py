@@ -43,14 +43,14 @@ class SizedFile:
 
     def _take(self, count: int) -> None:
         if not 0 <= count <= self.left:
-            raise ValueError(f"{count} bytes expected, {self.left} left")
+            raise ValueError(f"{self.left} bytes are left, expected {count}")
         self.left -= count
 
     def reserve(self, count: int) -> None:
         """For numbers that follow later."""
         self.reserved += count
         if self.reserved > self.left:
-            raise ValueError(f"{self.reserved} bytes expected, {self.left} left")
+            raise ValueError(f"{self.left} bytes are left, expected {self.reserved}")
 
 
 def read_zipped_torch_file(path: str | os.PathLike):
@@ -117,7 +117,7 @@ def read_bare_torch_file(path: str | os.PathLike):
                 raise ValueError(f"{count} numbers, expected {len(numbers) // storage.itemsize}")
             file.readinto(numbers)
         if storages or file.left:
-            raise ValueError(f"{len(storages)} tensors without numbers, {file.left} bytes more")
+            raise ValueError(f"numbers of {len(storages)} tensors missing, {file.left} bytes left")
         return content
 
 

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
+from dcn_projects.checkpoint import read_pickle
 from dcn_projects.config_keys import value_of
 from dcn_projects.data import (
     check_datasets,
@@ -49,6 +50,10 @@ def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]
         ValueError: if the data are not those of the model
     """
     limit_pixels(cfg.INPUT.MAX_PIXELS)
+    to_learn, to_evaluate = tuple(to_learn), tuple(to_evaluate)
+    for key, names in (("TRAIN", to_learn), ("TEST", to_evaluate)):
+        if cfg.MODEL.LOAD_PROPOSALS and names:
+            _check_proposals(f"DATASETS.PROPOSAL_FILES_{key}", cfg)
     if comm.get_world_size() > 1 or os.getenv("LOCAL_RANK", "0") != "0":
         return
     to_train = {}  # data set -> whether it has an object that is learnt
@@ -71,6 +76,17 @@ def check_data(cfg: CfgNode, to_learn: Iterable[str], to_evaluate: Iterable[str]
             f"DATASETS.TRAIN {', '.join(files)}: {what} is there to be learnt in any image, "
             "besides crowds. Annotate some, or name other data"
         )
+
+
+def _check_proposals(key: str, cfg: CfgNode) -> None:
+    """detectron2 unpickles them, which can run anything. What can be read here cannot."""
+    for path in value_of(cfg, key):
+        try:
+            content = read_pickle(PathManager.get_local_path(path))
+        except ValueError as e:
+            raise ValueError(f"{key}: {e}") from None
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{key}: {path} holds no proposals, but a {type(content).__name__}")
 
 
 def _check(cfg: CfgNode, name: str, evaluated: bool) -> bool:

@@ -148,6 +148,7 @@ def checkpoint_after(folder: Path, iteration: int) -> Path:
     there = numbered(folder)
     final = folder / "model_final.pth"
     if iteration not in there and final.exists():
+        check_weights(str(final), "--eval-iter")
         there[iterations_in(final) or 0] = final
     if iteration not in there:
         names = [f"{n} (final)" if path == final else str(n) for n, path in sorted(there.items())]

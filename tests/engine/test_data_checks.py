@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from dcn_projects.engine import Trainer, check_data, class_order, main, parse_arguments, read_config
@@ -466,3 +467,38 @@ def test_the_exit_code(datasets, weights, tmp_path):
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: mine.json: annotations[0] (id 1) in ")
     assert "Traceback" not in done.stderr and not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("key", ["TRAIN", "TEST"])
+def test_proposals_run_no_code(register, tmp_path, key):
+    """detectron2 unpickles them."""
+    path, proof = tmp_path / "proposals.pkl", tmp_path / "proof"
+    options = ["MODEL.LOAD_PROPOSALS=True", f"DATASETS.PROPOSAL_FILES_{key}=('{path}',)"]
+    cfg = read_config(CONFIG, ["MODEL.DEVICE=cpu", *options])
+    names = ([register()], []) if key == "TRAIN" else ([], [register()])
+    boxes = {"ids": [1], "boxes": [np.ones((1, 4))], "bbox_mode": BoxMode.XYXY_ABS}
+    path.write_bytes(pickle.dumps({**boxes, "objectness_logits": [np.ones(1)]}))
+    check_data(cfg, *names)
+    for content, message in (
+        (pickle.dumps({"ids": MakesFolder(proof)}), f"{path} holds objects of posix.mkdir. Only"),
+        (pickle.dumps([1]), f"{path} holds no proposals, but a list"),
+        (b"", f"{path} is cut off or damaged (0 bytes are left, expected 1)"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError) as error:
+            check_data(cfg, *names)
+        assert str(error.value).startswith(f"DATASETS.PROPOSAL_FILES_{key}: {message}")
+    assert not proof.exists()
+    path.unlink()
+    with pytest.raises(OSError, match="proposals.pkl"):
+        check_data(cfg, *names)
+
+
+class MakesFolder:
+    """Pickled as a call."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
