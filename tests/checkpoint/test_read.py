@@ -26,6 +26,9 @@ from dcn_projects.checkpoint import (
 from dcn_projects.engine import read_config
 
 MATRIX = torch.arange(24.0).reshape(4, 6)
+DTYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16]
+DTYPES += [torch.int8, torch.uint8, torch.bool, torch.complex64]
+DTYPES += [torch.uint16] if torch.__version__ >= (2, 6) else []  # before, it cannot be saved
 TENSORS = {
     "contiguous": MATRIX,
     "transposed": MATRIX.t(),
@@ -34,11 +37,7 @@ TENSORS = {
     "empty": torch.zeros(0, 3),
     "scalar": torch.tensor(3.0),
     "parameter": nn.Parameter(torch.ones(2)),
-    **{
-        str(dtype): MATRIX.to(dtype)
-        for dtype in (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32)
-        + (torch.int16, torch.int8, torch.uint8, torch.bool, torch.complex64, torch.uint16)
-    },
+    **{str(dtype): MATRIX.to(dtype) for dtype in DTYPES},
 }
 PLAIN = {
     "iteration": 7,
