@@ -10,7 +10,7 @@ from .damage import errors_that_name
 __all__ = ["is_archive", "open_archive", "read_entry"]
 
 # Weights hardly become smaller when they are compressed. Zeros become 1000 times smaller.
-_MAX_RATIO = 20
+_MAX_RATIO = 10
 _MIN_SIZE = 64 * 2**20  # bytes that any archive may have
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _ENCRYPTED = 1  # of flag_bits
@@ -27,7 +27,7 @@ def is_archive(path: str | os.PathLike) -> bool:
 def open_archive(path: str | os.PathLike) -> Iterator[zipfile.ZipFile]:
     """
     Open an archive, and raise errors that name it: see `errors_that_name`. Before anything in it is
-    decompressed, its entries are known to be readable, and to take at most 64 MiB, or 20 times the
+    decompressed, its entries are known to be readable, and to take at most 64 MiB, or 10 times the
     size of the file.
 
     Raises:

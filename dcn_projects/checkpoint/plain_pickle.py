@@ -28,7 +28,7 @@ _PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
 _GET = {"GET", "BINGET", "LONG_BINGET"}
 # A step takes at most half a kilobyte of memory. Checkpoints have 30 steps for each array, ...
 _MIN_STEPS = 200_000
-_BYTES_PER_STEP = 16  # ... and lists of small arrays fewer bytes for each step than this
+_BYTES_PER_STEP = 32  # ... and lists of small arrays fewer bytes for each step than this
 _MAX_DEPTH = 64  # of containers in one another
 _MAX_INT = 2**62
 
@@ -66,7 +66,7 @@ def read_plain_pickle(
 ):
     """
     Read one pickle of any protocol. Texts of Python 2 are taken for Latin-1, as detectron2 does.
-    What has been read needs at most 40 times `size` and 100 MB: the number of steps is limited.
+    What is read takes at most 30 times `size` and 100 MB, as the number of steps is limited.
 
     Args:
         file: with `read` and `readline`, of bytes; it stands behind the pickle afterwards

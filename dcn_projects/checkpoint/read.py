@@ -20,7 +20,7 @@ def read_checkpoint(path: str | os.PathLike):
     """
     Read a file of torch.save, or a pickle of detectron2's model zoo. Nothing in it runs, whatever
     the version of PyTorch is. It takes as much memory as its arrays and its pickle, and in no case
-    more than 40 times the size of the file and 200 MB. The checksums of an archive are compared.
+    more than 30 times the size of the file and 200 MB. The checksums of an archive are compared.
 
     Args:
         path: a local file, `.pkl` for a pickle

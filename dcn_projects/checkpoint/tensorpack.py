@@ -30,6 +30,7 @@ _NPY_HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
 }
+_MAX_NPY_HEADER = 2**14  # bytes, of which NumPy reads 10,000 at most
 _LAYER_KINDS = {"W": "weight", "b": "bias"}
 _NORM_KINDS = {
     "gamma": "weight",
@@ -65,16 +66,16 @@ def read_npz(path: str | PathLike) -> dict[str, np.ndarray]:
             try:
                 if short in arrays:
                     raise ValueError("an array of this name is there twice")
-                arrays[short] = _array(bytes(read_entry(archive, entry)))
+                arrays[short] = _array(read_entry(archive, entry))
             except Exception as e:  # a damaged file can raise anything
                 reason = " ".join(str(e).split())[:100] or type(e).__name__
                 raise ValueError(f"{path}: {name}: cannot be read ({reason})") from None
     return arrays
 
 
-def _array(content: bytes) -> np.ndarray:
+def _array(content: memoryview) -> np.ndarray:
     """Of the bytes of an `.npy` file, of which no size is believed."""
-    file = io.BytesIO(content)
+    file = io.BytesIO(content[:_MAX_NPY_HEADER])
     version = np.lib.format.read_magic(file)
     if version not in _NPY_HEADERS:
         raise ValueError(f"version {version} of the format of arrays")

@@ -18,6 +18,7 @@ from .plain_pickle import read_plain_pickle
 __all__ = ["SizedFile", "read_bare_torch_file", "read_zipped_torch_file"]
 
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001  # of files of torch < 1.6
+_MAX_SMALL_PICKLE = 2**20  # bytes that one may have in any archive, if it is compressed
 _OTHER_MACHINE = "another byte order: save it on a machine of this kind"
 
 
@@ -72,8 +73,10 @@ def read_zipped_torch_file(path: str | os.PathLike):
             raise ValueError(_OTHER_MACHINE)
         storages = {}
         find_stored = functools.partial(_from_archive, archive, f"{root}/data", storages)
-        pickled = bytes(read_entry(archive, f"{root}/data.pkl"))
         size = os.path.getsize(path)
+        if archive.getinfo(f"{root}/data.pkl").file_size > max(size, _MAX_SMALL_PICKLE):
+            raise ValueError("a pickle that is larger than the file")
+        pickled = bytes(read_entry(archive, f"{root}/data.pkl"))
         content = read_plain_pickle(io.BytesIO(pickled), size, find_plain, SET_STATE, find_stored)
         for name in names - storages.keys() - {order, f"{root}/data.pkl"}:
             read_entry(archive, name)
