@@ -28,7 +28,7 @@ _PUT = {"PUT", "BINPUT", "LONG_BINPUT"}
 _GET = {"GET", "BINGET", "LONG_BINGET"}
 # A step takes at most half a kilobyte of memory. Checkpoints have 30 steps for each array, ...
 _MIN_STEPS = 200_000
-_BYTES_PER_STEP = 32  # ... and lists of small arrays fewer bytes for each step than this
+_BYTES_PER_STEP = 32  # ... and lists of small arrays more bytes for each step than this
 _MAX_DEPTH = 64  # of containers in one another
 _MAX_INT = 2**62
 

@@ -92,6 +92,8 @@ def _load(config_file: str, defaults: CfgNode) -> tuple[dict, list[str]]:
                 raise ValueError(
                     f"{filename}: it is its own base: following _BASE_ leads back to it"
                 )
+            if os.path.exists(path) and not os.path.isfile(path):  # a folder, or a pipe
+                raise OSError(f"{filename} is no file")
             opened.append(path)
             if len(opened) > _MAX_FILES:
                 raise ValueError(f"it has more than {_MAX_FILES} files as bases, with theirs")
