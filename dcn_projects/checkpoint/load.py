@@ -53,7 +53,9 @@ class _Checkpointer(PlainCheckpointer):
         found = super()._load_model({**checkpoint, "model": dict(weights)})
         found.missing_keys.extend(self._invented_statistics(checkpoint, weights))
         self.check(found, weights)
-        if name := not_finite(self.model.state_dict()):
+        missing = set(found.missing_keys)
+        loaded = {n: t for n, t in self.model.state_dict().items() if n not in missing}
+        if name := not_finite(loaded):
             raise ValueError(f"it has values in {name} that are not finite")
         return found
 

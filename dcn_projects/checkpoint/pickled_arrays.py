@@ -33,6 +33,11 @@ class Storage:
     def memory(self) -> memoryview:
         return memoryview(self.content.numpy())
 
+    def check(self, kind, count) -> None:
+        """Of each tensor that has its numbers here, what the pickle says must be the same."""
+        if storage_dtype(kind) != self.dtype or count * self.itemsize != len(self.content):
+            raise ValueError("numbers of two kinds in one place")
+
     def part(self, offset, count) -> "Storage":
         check_size(offset, count)
         start, end = offset * self.itemsize, (offset + count) * self.itemsize
@@ -56,14 +61,19 @@ def new_storage(kind, count, most: int) -> Storage:
         count: of its numbers
         most: bytes that a file has for it
     """
-    if not isinstance(kind, Named) or kind.name not in _STORAGES:
-        raise ValueError("no storage of PyTorch")
     check_size(count)
-    dtype = _STORAGES[kind.name]
+    dtype = storage_dtype(kind)
     num_bytes = count * (dtype.itemsize if dtype else 1)
     if num_bytes > most:
         raise ValueError(f"{most} bytes are left, expected {num_bytes}")
     return Storage(torch.empty(num_bytes, dtype=torch.uint8), dtype)
+
+
+def storage_dtype(kind) -> torch.dtype | None:
+    """Of the class that a pickle names."""
+    if not isinstance(kind, Named) or kind.name not in _STORAGES:
+        raise ValueError("no storage of PyTorch")
+    return _STORAGES[kind.name]
 
 
 def find_plain(module: str, name: str):

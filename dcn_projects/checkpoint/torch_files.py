@@ -90,6 +90,7 @@ def _from_archive(archive: zipfile.ZipFile, folder: str, storages: dict, *key) -
         most = archive.getinfo(name).file_size
         storages[name] = new_storage(kind, count, most)
         read_entry(archive, name, storages[name].memory())
+    storages[name].check(kind, count)
     return storages[name]
 
 
@@ -130,4 +131,5 @@ def _from_later(file: SizedFile, storages: dict, *key) -> Storage:
     if name not in storages:
         storages[name] = new_storage(kind, count, file.left)
         file.reserve(len(storages[name].memory()))
+    storages[name].check(kind, count)
     return storages[name] if part is None else storages[name].part(*part[1:])

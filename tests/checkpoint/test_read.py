@@ -5,10 +5,12 @@ import io
 import os
 import pickle
 import pickletools
+import re
 import runpy
 import struct
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -327,6 +329,23 @@ def test_values_that_are_not_finite_do_not_start_a_training(tmp_path):
         load_to_start(nn.Linear(2, 2), str(tmp_path / "a.pth"))
     with pytest.raises(ValueError, match="a.pth has values in bias that are not finite"):
         strip(tmp_path / "a.pth")
+
+
+def test_what_is_not_in_the_file_may_be_infinite(tmp_path):
+    torch.save({"model": nn.Linear(2, 2).state_dict()}, tmp_path / "a.pth")
+    model = nn.Linear(2, 2)
+    model.register_buffer("least", torch.tensor(float("inf")))
+    assert load_to_start(model, str(tmp_path / "a.pth")) == {"least"}
+
+
+def test_nothing_else_reads_pickles():
+    """Nor arrays, which may be pickled, nor YAML with objects."""
+    reads = re.compile(
+        r"\b(torch\.load|(pickle|joblib|dill)\.loads?|Unpickler|np\.load|unsafe_load)\("
+    )
+    for folder in ("dcn_projects", "tools", "demo", "benchmarks"):
+        for path in Path(folder).rglob("*.py"):
+            assert not reads.search(path.read_text()), path
 
 
 def test_the_position_behind_a_pickle():

@@ -1,5 +1,6 @@
 """Mistakes in config files and overrides are one line that names them."""
 
+import os
 import time
 
 import pytest
@@ -83,6 +84,15 @@ def test_no_code_is_run(tmp_path, tag):
             "the numbers, texts or lists themselves"
         )
     assert not proof.exists()
+
+
+def test_pipes(tmp_path):
+    """For whose content a program would wait."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    path = tmp_path / "config.yaml"
+    path.write_text("_BASE_: pipe.yaml")
+    with pytest.raises(OSError, match="pipe.yaml is no file"):
+        read_config(str(path))
 
 
 def test_the_second_reading_runs_no_code_either(tmp_path, monkeypatch):
