@@ -15,7 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.projects.deeplab.lr_scheduler import WarmupPolyLR
+from detectron2.solver import LRMultiplier
+from fvcore.common.param_scheduler import CosineParamScheduler
 from torch import nn
+from torch.amp import GradScaler
 
 from dcn_projects.checkpoint import (
     PlainCheckpointer,
@@ -80,6 +84,10 @@ def assert_same(found, expected):
         assert list(found) == list(expected)
         for key, value in expected.items():
             assert_same(found[key], value)
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected):
+            assert_same(one, other)
     else:
         assert type(found) is type(expected) and found == expected
 
@@ -94,6 +102,23 @@ def test_what_torch_saves(tmp_path, zipped, protocol):
     assert_same(found, content)
     matrix, part = found["model"]["contiguous"], found["model"]["part"]
     assert matrix.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
+
+
+def test_what_trainers_save(tmp_path):
+    """Optimizers, schedules and scalers; the numbers of a checkpoint that was the best so far."""
+    layer = nn.Linear(2, 2)
+    layer(torch.ones(2)).sum().backward()
+    sgd, adam = torch.optim.SGD(layer.parameters(), 0.1, 0.9), torch.optim.AdamW(layer.parameters())
+    content = {"iteration": 9, "metric": np.float64(1.5), "scaler": GradScaler("cpu").state_dict()}
+    for optimizer in (sgd, adam):
+        optimizer.step()
+        content[type(optimizer).__name__] = optimizer.state_dict()
+    multiplier = LRMultiplier(sgd, CosineParamScheduler(1, 0), 10)
+    steps = torch.optim.lr_scheduler.MultiStepLR(sgd, [3, 5])
+    for scheduler in (multiplier, WarmupPolyLR(sgd, 10), steps):
+        content[type(scheduler).__name__] = scheduler.state_dict()
+    torch.save(content, tmp_path / "a.pth")
+    assert_same(read_checkpoint(tmp_path / "a.pth"), content)
 
 
 @pytest.mark.parametrize("protocol", range(6))
