@@ -23,13 +23,13 @@ def errors_that_name(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno == errno.EINVAL:  # a damaged archive names a place before its begin
+        if e.errno in (None, errno.EINVAL):  # a damaged archive names a place before its begin
             raise _damaged(path, e) from None
         raise e if e.filename else OSError(e.errno, e.strerror, path) from None
     except PickledObjectError as e:
         raise ValueError(
-            f"{path} holds objects of {e}. Only dense tensors, arrays of NumPy, numbers, texts and "
-            "plain containers are read: save its parameters alone, with torch.save, as a "
+            f"{path} holds objects of {_short(e)}. Only dense tensors, arrays of NumPy, numbers, "
+            "texts and plain containers are read: save its parameters alone, with torch.save, as a "
             "dictionary of names"
         ) from None
     except Exception as e:
@@ -39,5 +39,10 @@ def errors_that_name(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _damaged(path: str, error: Exception) -> ValueError:
-    reason = " ".join(str(error).split())[:100] or type(error).__name__
-    return ValueError(f"{path} is cut off or damaged ({reason}). {COPY_AGAIN}")
+    return ValueError(f"{path} is cut off or damaged ({_short(error)}). {COPY_AGAIN}")
+
+
+def _short(error: Exception) -> str:
+    """A message, which may have parts of the file, as a part of a line."""
+    words = " ".join(str(error).split())[:100] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in words)

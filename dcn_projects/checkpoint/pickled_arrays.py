@@ -13,6 +13,8 @@ from .plain_pickle import Named, PickledObjectError, check_size
 __all__ = ["SET_STATE", "Storage", "find_plain", "new_storage"]
 
 _NUMBERS = re.compile(r"[biuf][1248]|c8|c16|\?")
+_MAX_DIMENSIONS = 64
+_MAX_REPEATED = 2**24  # elements of a tensor that has one number in several places
 # Modules that were renamed in Python 3 and in NumPy 2.
 _RENAMED = {"__builtin__": "builtins", "numpy.core": "numpy._core"}
 
@@ -45,11 +47,14 @@ class Storage:
 
     def tensor(self, offset, size, stride, dtype: torch.dtype | None = None) -> torch.Tensor:
         check_size(offset, *size, *stride)
+        if len(size) > _MAX_DIMENSIONS:
+            raise ValueError(f"a tensor of {len(size)} dimensions")
         numbers = self.content.view(self.dtype or dtype)
         if 0 in size:
             return numbers.new_empty(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-        if len(size) != len(stride) or last >= len(numbers):
+        most = max(len(numbers), _MAX_REPEATED)
+        if len(size) != len(stride) or last >= len(numbers) or math.prod(size) > most:
             raise ValueError(f"a tensor of {tuple(size)} has {len(numbers)} numbers")
         return numbers.as_strided(size, stride, numbers.storage_offset() + offset)
 

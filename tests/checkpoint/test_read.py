@@ -258,6 +258,23 @@ def test_attacks_by_pickles(tmp_path, name):
     assert time.process_time() - start < 2
 
 
+def test_names_of_classes_in_messages(tmp_path):
+    """Of a file that would write to the terminal, or fill it."""
+    path = tmp_path / "a.pkl"
+    names = b"".join(b"X" + struct.pack("<I", 1000) + c * 1000 for c in (b"\x1b", b"\n"))
+    path.write_bytes(b"\x80\x04" + names + b"\x93.")
+    with pytest.raises(ValueError, match=r"a\.pkl holds objects of \?{100}\. Only dense"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("size", [(10**15,), (1,) * 100], ids=["elements", "dimensions"])
+def test_tensors_larger_than_their_numbers(tmp_path, size):
+    """Which take memory as soon as anything is computed of them."""
+    torch.save({"model": {"a": torch.ones(1).expand(size)}}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"a\.pth is cut off or damaged \(a tensor of "):
+        read_checkpoint(tmp_path / "a.pth")
+
+
 def replaced_in_pickle(path, old, new):
     """An archive of torch.save with another pickle, and right checksums."""
     with zipfile.ZipFile(path) as archive:
