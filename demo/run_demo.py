@@ -98,7 +98,8 @@ def is_of(cfg: CfgNode) -> bool:
     missing, or was not written to its end.
     """
     path = OUTPUT / "config.yaml"
-    text = path.read_text(errors="replace").strip("\0") if path.exists() else ""  # zeros: a power cut
+    text = path.read_text(errors="replace") if path.exists() else ""
+    text = text.rstrip("\0")  # of a power cut
     if text == cfg.dump():
         return True
     if cfg.dump().startswith(text):

@@ -25,6 +25,7 @@ from dcn_projects.checkpoint import (
     training_only_entries,
 )
 from dcn_projects.errors import exit_with_one_line
+from dcn_projects.whole_files import whole_file
 
 
 def strip(source: Path, output: Path) -> None:
@@ -50,9 +51,8 @@ def strip(source: Path, output: Path) -> None:
     kept = {name: value for name, value in weights.items() if name not in left_out}
     if name := not_finite(kept):
         raise ValueError(f"{source} has values in {name} that are not finite")
-    part = output.with_suffix(".part")
-    torch.save({"model": kept}, part)
-    part.replace(output)  # whole, or not at all
+    with whole_file(output) as file:
+        torch.save({"model": kept}, file)
 
 
 def main() -> None:

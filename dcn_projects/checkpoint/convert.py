@@ -1,7 +1,6 @@
 import os
 import pickle
 import struct
-import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+
+from dcn_projects.whole_files import whole_file
 
 from .archives import is_archive, open_archive
 from .load import not_finite
@@ -269,16 +270,9 @@ def convert_weights(
 def _write(path: Path, params: dict[str, np.ndarray]) -> None:
     """A file in detectron2's own format, so that no names are guessed when it is loaded."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
-            if path.suffix == ".pkl":
-                pickle.dump({"model": params, "__author__": _AUTHOR}, file)
-            else:
-                tensors = {name: torch.from_numpy(array) for name, array in params.items()}
-                torch.save({"model": tensors, "__author__": _AUTHOR}, file)
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with whole_file(path) as file:
+        if path.suffix == ".pkl":
+            pickle.dump({"model": params, "__author__": _AUTHOR}, file)
+        else:
+            tensors = {name: torch.from_numpy(array) for name, array in params.items()}
+            torch.save({"model": tensors, "__author__": _AUTHOR}, file)

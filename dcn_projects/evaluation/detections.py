@@ -2,6 +2,8 @@ import os
 import shutil
 from pathlib import Path
 
+from dcn_projects.whole_files import whole_file
+
 __all__ = ["copy_detections", "inference_folder"]
 
 
@@ -27,5 +29,6 @@ def copy_detections(cfg, target: Path) -> None:
         several = len(cfg.DATASETS.TEST) > 1
         path = target.with_stem(f"{target.stem}-{name}") if several else target
         source = os.path.join(inference_folder(cfg, name), "coco_instances_results.json")
-        shutil.copyfile(source, path)
+        with open(source, "rb") as detections, whole_file(path) as file:
+            shutil.copyfileobj(detections, file)
         print(f"The detections on {name} are in {path}.")
