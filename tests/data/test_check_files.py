@@ -1,12 +1,13 @@
 """What is said of data sets that are not there."""
 
+import gc
 import json
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
-from dcn_projects.data import check_datasets
+from dcn_projects.data import check_datasets, loading
 from dcn_projects.data.datasets import expected_paths
 
 
@@ -65,3 +66,25 @@ def test_the_second_name_is_checked_too(own_dataset):
 def test_paths_of_detectron2s_own(name, ends):
     for path, end in zip(expected_paths(name), ends, strict=True):
         assert path.endswith(end)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ArithmeticError, AssertionError, AttributeError, IndexError, RecursionError, TypeError],
+)
+def test_errors_of_loaders(error):
+    """As odd annotations bring them about, in loaders of users too."""
+    with pytest.raises(OSError, match="^data set mine: it went wrong$"):
+        with loading(["mine"]):
+            raise error("it went wrong")
+
+
+def test_no_search_for_cycles_while_data_are_loaded():
+    with loading(["mine"]):
+        with loading(["other"]):
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(OSError), loading(["mine"]):
+        raise ValueError("wrong")
+    assert gc.isenabled()
