@@ -20,7 +20,31 @@ def _raise_unless(condition: bool, message: Callable[[], str]) -> None:
 check = getattr(torch, "_check", _raise_unless)
 
 LARGEST_GRID = 1 << 15
+LARGEST_MAP = 1 << 24
 INT_MAX = (1 << 31) - 1
+
+
+def check_pair(op: str, name: str, pair: Sequence[int], smallest: int, largest: int) -> None:
+    """
+    Raises:
+        RuntimeError: if a list int[2] of a schema, which may have any length, is not two numbers
+            from `smallest` to `largest`
+    """
+    got = list(pair)
+    text = f"{op}: {name} must be two numbers from {smallest} to {largest}, got {got}"
+    check(len(got) == 2, lambda: text)
+    for value in got:
+        check(value >= smallest, lambda: text)
+        check(value <= largest, lambda: text)
+
+
+def _check_known(sizes: Sequence[int], fits: Callable[[], bool], text: str) -> None:
+    """
+    A check of sizes that are numbers. On symbolic ones it would be a guard, which narrows what can
+    be exported; the compiled kernel checks them when it runs.
+    """
+    if all(isinstance(size, int) for size in sizes):
+        check(fits(), lambda: text)
 
 
 def check_deform_conv(
@@ -46,7 +70,8 @@ def check_deform_conv(
     )
     dtype, device = input.dtype, input.device
     check(
-        dtype.is_floating_point, lambda: f"deform_conv: input must be floating point, got {dtype}"
+        dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        lambda: f"deform_conv: input must be float16, bfloat16, float32 or float64, got {dtype}",
     )
     tensors = {"offset": offset, "weight": weight, "mask": mask, "bias": bias}
     for name, tensor in tensors.items():
@@ -79,20 +104,15 @@ def check_deform_conv(
             f"into {groups} groups"
         ),
     )
-    check(
-        min(*stride, *dilation) > 0 and min(padding) >= 0,
-        lambda: (
-            "deform_conv: stride and dilation must be positive, padding not negative, got "
-            f"stride {list(stride)}, padding {list(padding)}, dilation {list(dilation)}"
-        ),
-    )
-    check(
-        max(*stride, *padding, *dilation) <= INT_MAX,
-        lambda: (
-            "deform_conv: sizes, stride, padding and dilation must be less than 2^31, got input "
-            f"{shape}, weight {kernel}, stride {list(stride)}, padding {list(padding)}, dilation "
-            f"{list(dilation)}"
-        ),
+    check_pair("deform_conv", "stride", stride, 1, INT_MAX)
+    check_pair("deform_conv", "padding", padding, 0, INT_MAX)
+    check_pair("deform_conv", "dilation", dilation, 1, INT_MAX)
+    sides = [*size, *taps]
+    _check_known(
+        sides,
+        lambda: max(sides) <= INT_MAX,
+        "deform_conv: the sides of input and weight must be less than 2^31, got "
+        f"{shape} and {kernel}",
     )
     out = [
         (size[i] + 2 * padding[i] - dilation[i] * (taps[i] - 1) - 1) // stride[i] + 1
@@ -108,15 +128,12 @@ def check_deform_conv(
                 ),
             )
 
-    # On a symbolic size this would be a guard that narrows what can be exported.
-    if all(isinstance(length, int) for length in size):
-        check(
-            (size[0] + 2 * padding[0] + 2) * (size[1] + 2 * padding[1] + 2) < INT_MAX,
-            lambda: (
-                f"deform_conv: one padded map must have less than 2^31 pixels, got {shape} "
-                f"with padding {list(padding)}"
-            ),
-        )
+    _check_known(
+        size,
+        lambda: size[0] + 2 * padding[0] + 2 < INT_MAX // (size[1] + 2 * padding[1] + 2),
+        f"deform_conv: one padded map must have less than 2^31 pixels, got {shape} with padding "
+        f"{list(padding)}",
+    )
 
     K, got = taps[0] * taps[1], list(offset.shape)
     check(
@@ -167,7 +184,8 @@ def check_grad(op: str, grad: Tensor, input: Tensor, expected: list[int]) -> Non
 
 def check_roi_pool(
     op: str,
-    input: Tensor,
+    input_shape: Sequence[int],
+    like_input: Tensor,
     rois: Tensor,
     output_size: Sequence[int],
     spatial_scale: float,
@@ -175,19 +193,26 @@ def check_roi_pool(
 ) -> list[int]:
     """
     Args:
-        input: of the operator, or a tensor of its dtype, device and shape
+        like_input: a tensor that has the dtype and the device of the input
     Returns:
         list: R, D, height, width
     Raises:
         RuntimeError: if shapes, dtypes or devices do not fit
     """
-    dtype, shape = input.dtype, list(input.shape)
-    check(len(shape) == 4, lambda: f"{op}: input must be (N, C, H, W), got {shape}")
+    dtype, shape = like_input.dtype, list(input_shape)
+    text = f"{op}: input must be (N, C, H, W), got {shape}"
+    check(len(shape) == 4, lambda: text)
+    check(shape[0] >= 0, lambda: text)
+    text_of_map = (
+        f"{op}: input needs channels, and a map of 1 to 2^31 - 1 cells whose sides are at most "
+        f"2^24, got {shape}"
+    )
     for size in shape[1:]:
-        check(
-            size > 0,
-            lambda: f"{op}: input needs channels, and a map of 1 to 2^31 - 1 cells, got {shape}",
-        )
+        check(size > 0, lambda: text_of_map)
+    H, W = shape[2:]
+    _check_known(
+        (H, W), lambda: H <= LARGEST_MAP and W <= LARGEST_MAP and H * W <= INT_MAX, text_of_map
+    )
     wide = dtype in (torch.float32, torch.float64)
     check(
         wide or dtype in (torch.float16, torch.bfloat16),
@@ -198,15 +223,9 @@ def check_roi_pool(
         len(got) == 2 and got[1] == 5,
         lambda: f"{op}: rois must be (R, 5): image index, x0, y0, x1, y1; got {got}",
     )
-    _check_coordinates(op, "rois", rois, input)
-    for size in (*output_size, *group_size):
-        check(
-            0 < size <= LARGEST_GRID,
-            lambda: (
-                f"{op}: output_size and group_size must be two numbers from 1 to "
-                f"{LARGEST_GRID}, got {list(output_size)} and {list(group_size)}"
-            ),
-        )
+    _check_coordinates(op, "rois", rois, like_input)
+    check_pair(op, "output_size", output_size, 1, LARGEST_GRID)
+    check_pair(op, "group_size", group_size, 1, LARGEST_GRID)
     C, cells = shape[1], group_size[0] * group_size[1]
     check(
         C % cells == 0,
@@ -245,7 +264,9 @@ def check_deform_roi_pool(
     group_size: Sequence[int],
 ) -> list[int]:
     """`check_roi_pool` and the same for what `deform_roi_pool` has beyond it."""
-    R, D, *size = check_roi_pool(op, input, rois, output_size, spatial_scale, group_size)
+    R, D, *size = check_roi_pool(
+        op, input.shape, input, rois, output_size, spatial_scale, group_size
+    )
     check(
         0 < sampling_ratio <= LARGEST_GRID,
         lambda: f"{op}: sampling_ratio must be from 1 to {LARGEST_GRID}, got {sampling_ratio}",
@@ -259,7 +280,9 @@ def check_deform_roi_pool(
         check(len(got) == 4, lambda: text)
         check(got[0] == R, lambda: text)
         check(got[1] > 0 and got[1] % 2 == 0 and D % (got[1] // 2) == 0, lambda: text)
-        check(0 < min(got[2:]) and max(got[2:]) <= LARGEST_GRID, lambda: text)
+        for parts in got[2:]:
+            check(parts > 0, lambda: text)
+        _check_known(got[2:], lambda: max(got[2:]) <= LARGEST_GRID, text)
         _check_coordinates(op, "offset", offset, input)
     return [R, D, *size]
 
@@ -286,6 +309,7 @@ def check_soft_nms(
     N, B = scores.shape[0], boxes.shape[0]
     for fits in ((B > 0) | (N == 0), N % torch.sym_max(B, 1) == 0):
         check(fits, lambda: f"soft_nms: the {N} scores are no multiple of the number of boxes, {B}")
+    _check_known([N], lambda: N <= 1 << 30, f"soft_nms: takes at most 2^30 scores, got {N}")
     dtype, device = scores.dtype, scores.device
     check(
         dtype in (torch.float32, torch.float64),

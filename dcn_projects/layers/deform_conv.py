@@ -42,7 +42,8 @@ def deform_conv(
             in pixels of `input`. dtype of `input`, or float32 beside a 16-bit `input`
         weight: (O, C/groups, kernel_h, kernel_w), dtype of `input`
         bias: (O,), dtype of `input`, or None
-        stride, padding, dilation: int or (y, x), as in `torch.nn.functional.conv2d`
+        stride, padding, dilation: int or (y, x). Unlike `torch.nn.functional.conv2d`, a list of one
+            number is refused
         mask: (N, G*K, Ho, Wo), factors of the values read, without activation; dtype as `offset`;
             or None for factors 1
         legacy_border: the rule of the operator of 2017 (MXNet's DeformableConvolution): a position
@@ -162,7 +163,8 @@ def check_convolution(
     What the constructors of the modules have in common; the arguments are those of `DeformConv`.
 
     Raises:
-        ValueError: if a number is not positive (padding: negative), or channels do not divide
+        ValueError: if a number is not positive (padding: negative), if one for each axis are not
+            two, or if channels do not divide
     """
     positive = {
         "in_channels": in_channels,
@@ -173,6 +175,9 @@ def check_convolution(
         "groups": groups,
         "deformable_groups": deformable_groups,
     }
+    for name, value in (positive | {"padding": padding}).items():
+        if len(pair(value)) != 2:
+            raise ValueError(f"{name} must be a number or two, got {value}")
     for name, value in positive.items():
         if min(pair(value)) < 1:
             raise ValueError(f"{name} must be positive, got {value}")

@@ -109,7 +109,7 @@ def _(input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, gr
 
 @torch.library.register_fake("dcn_projects::_deform_roi_pool_backward")
 def _(grad, input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, group_size):
-    op = "_deform_roi_pool_backward"
+    op = "deform_roi_pool"
     geometry = (output_size, spatial_scale, sampling_ratio, group_size)
     check_grad(op, grad, input, check_deform_roi_pool(op, input, rois, offset, *geometry))
     grad_offset = input.new_empty(0) if offset is None else offset.new_empty(offset.shape)

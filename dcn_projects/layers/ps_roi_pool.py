@@ -55,16 +55,16 @@ def ps_roi_pool(
 
 @torch.library.register_fake("dcn_projects::ps_roi_pool")
 def _(input, rois, output_size, spatial_scale, group_size):
-    shape = check_roi_pool("ps_roi_pool", input, rois, output_size, spatial_scale, group_size)
-    return input.new_empty(shape)
+    geometry = (output_size, spatial_scale, group_size)
+    return input.new_empty(check_roi_pool("ps_roi_pool", input.shape, input, rois, *geometry))
 
 
 @torch.library.register_fake("dcn_projects::_ps_roi_pool_backward")
 def _(grad, rois, output_size, spatial_scale, group_size, input_shape):
-    op, grad_input = "_ps_roi_pool_backward", grad.new_empty(input_shape)
-    shape = check_roi_pool(op, grad_input, rois, output_size, spatial_scale, group_size)
-    check_grad(op, grad, grad_input, shape)
-    return grad_input
+    geometry = (output_size, spatial_scale, group_size)
+    shape = check_roi_pool("ps_roi_pool", input_shape, grad, rois, *geometry)
+    check_grad("ps_roi_pool", grad, grad, shape)
+    return grad.new_empty(input_shape)
 
 
 def _save_inputs(ctx, inputs, output):

@@ -366,7 +366,8 @@ ERRORS = [
     (dict(offset=(2, 54, 9, 7)), r"3 deformable groups, into which 8 channels cannot be divided"),
     (dict(mask=(2, 18, 9, 7)), r"mask must be \(2, 9, 9, 7\) .* got \[2, 18, 9, 7\]"),
     (dict(bias=(5,)), r"bias must be \(6\), got \[5\]"),
-    (dict(input=torch.int64), "must be floating point, got (Long|torch.int64)"),
+    (dict(input=torch.int64), "must be float16, bfloat16, .* got (Long|torch.int64)"),
+    (dict(input=torch.float8_e5m2), "must be float16, bfloat16, .* got (Float8|torch.float8)_e5m2"),
     (
         dict(weight=torch.float32),
         "input is (Double|torch.float64) but weight (Float|torch.float32)",
@@ -376,9 +377,9 @@ ERRORS = [
         "input is (Double|torch.float64) but offset (Float|torch.float32)",
     ),
     (dict(mask=torch.float16), "input is (Double|torch.float64) but mask (Half|torch.float16)"),
-    (dict(stride=0), r"stride and dilation must be positive.*got stride \[0, 0\]"),
-    (dict(padding=-1), r"padding not negative.*padding \[-1, -1\]"),
-    (dict(padding=2**62), "padding and dilation must be less than 2.31, got .* padding .46116860"),
+    (dict(stride=0), r"stride must be two numbers from 1 to 2147483647, got \[0, 0\]"),
+    (dict(padding=-1), r"padding must be two numbers from 0 to 2147483647, got \[-1, -1\]"),
+    (dict(padding=2**62), r"padding must be two numbers from 0 to 2147483647, got \[46116860"),
     (dict(padding=2**30, stride=2**31 - 1), "one padded map must have less than 2.31 pixels"),
     (
         dict(input=(2, 8, 2, 9), padding=0),

@@ -246,8 +246,8 @@ ERRORS = [
     (dict(rois=(8, 4)), r"rois must be \(R, 5\).* got \[8, 4\]"),
     (dict(rois=torch.float32), r"rois must have the dtype of input .* got (Float|torch.float32)"),
     (dict(rois=torch.int64), "rois must have the dtype of input .* got (Long|torch.int64)"),
-    (dict(output_size=(0, 3), group_size=3), r"from 1 to .* got \[0, 3\] and \[3, 3\]"),
-    (dict(group_size=(3, -1)), r"from 1 to .* got \[3, 3\] and \[3, -1\]"),
+    (dict(output_size=(0, 3), group_size=3), r"output_size must .* 1 to 32768, got \[0, 3\]"),
+    (dict(group_size=(3, -1)), r"group_size must .* 1 to 32768, got \[3, -1\]"),
     (dict(spatial_scale=0.0), "spatial_scale must be positive, got 0"),
     (dict(spatial_scale=float("nan")), "spatial_scale must be positive, got nan"),
 ]

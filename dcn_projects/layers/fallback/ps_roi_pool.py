@@ -14,7 +14,7 @@ from .chunks import chunks, wide
 
 def ps_roi_pool(input, rois, output_size, spatial_scale, group_size):
     op = "ps_roi_pool"
-    check_roi_pool(op, input, rois, output_size, spatial_scale, group_size)
+    check_roi_pool(op, input.shape, input, rois, output_size, spatial_scale, group_size)
     dtype = wide(input.dtype)
     touched = _touched_cells(op, rois, input.shape, output_size, spatial_scale, dtype)
     *_, count = touched
@@ -31,14 +31,9 @@ def ps_roi_pool(input, rois, output_size, spatial_scale, group_size):
 
 
 def ps_roi_pool_backward(grad, rois, output_size, spatial_scale, group_size, input_shape):
-    op = "_ps_roi_pool_backward"
-    grad_input = grad.new_empty(input_shape)
-    check_grad(
-        op,
-        grad,
-        grad_input,
-        check_roi_pool(op, grad_input, rois, output_size, spatial_scale, group_size),
-    )
+    op = "ps_roi_pool"
+    geometry = (output_size, spatial_scale, group_size)
+    check_grad(op, grad, grad, check_roi_pool(op, input_shape, grad, rois, *geometry))
     touched = _touched_cells(op, rois, input_shape, output_size, spatial_scale, wide(grad.dtype))
     *_, count = touched
 

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "check_pair.h"
 #include "host_device.h"
 
 namespace dcn_projects {
@@ -36,10 +37,13 @@ inline RoiPoolGeometry check_roi_pool(const char* op, at::IntArrayRef input_shap
                                       double spatial_scale, at::IntArrayRef group_size) {
   // Below this, every cell index is exact in float32 and every product of two sides fits into int.
   constexpr int64_t kLargestMap = 1 << 24, kLargestGrid = 1 << 15;
-  TORCH_CHECK(input_shape.size() == 4, op, ": input must be (N, C, H, W), got ", input_shape);
+  TORCH_CHECK(input_shape.size() == 4 && input_shape[0] >= 0, op,
+              ": input must be (N, C, H, W), got ", input_shape);
   const int64_t C = input_shape[1], H = input_shape[2], W = input_shape[3];
   TORCH_CHECK(C > 0 && H > 0 && W > 0 && H <= kLargestMap && W <= kLargestMap && H * W <= INT32_MAX,
-              op, ": input needs channels, and a map of 1 to 2^31 - 1 cells, got ", input_shape);
+              op,
+              ": input needs channels, and a map of 1 to 2^31 - 1 cells whose sides are at most ",
+              "2^24, got ", input_shape);
   const bool wide = input_dtype == at::kFloat || input_dtype == at::kDouble;
   TORCH_CHECK(wide || input_dtype == at::kHalf || input_dtype == at::kBFloat16, op,
               ": input must be float16, bfloat16, float32 or float64, got ", input_dtype);
@@ -50,12 +54,8 @@ inline RoiPoolGeometry check_roi_pool(const char* op, at::IntArrayRef input_shap
               "), or float32 where input has 16 bits, got ", rois.scalar_type());
   TORCH_CHECK(rois.device() == input_device, op, ": rois must be on the device of input (",
               input_device, "), got ", rois.device());
-  for (const auto& size : {output_size, group_size}) {
-    TORCH_CHECK(size.size() == 2 && size[0] > 0 && size[1] > 0 && size[0] <= kLargestGrid &&
-                    size[1] <= kLargestGrid,
-                op, ": output_size and group_size must be two numbers from 1 to ", kLargestGrid,
-                ", got ", output_size, " and ", group_size);
-  }
+  check_pair(op, "output_size", output_size, 1, kLargestGrid);
+  check_pair(op, "group_size", group_size, 1, kLargestGrid);
   TORCH_CHECK(C % (group_size[0] * group_size[1]) == 0, op, ": the ", C,
               " channels of input do not divide into groups of ", group_size[0], " x ",
               group_size[1]);
@@ -75,10 +75,13 @@ inline RoiPoolGeometry check_roi_pool(const char* op, at::IntArrayRef input_shap
   return g;
 }
 
-inline void check_grad(const char* op, const at::Tensor& grad, const RoiPoolGeometry& g) {
-  TORCH_CHECK(grad.sizes() == at::IntArrayRef({g.R, g.D, g.pooled_h, g.pooled_w}), op,
-              ": grad must be shaped like the output, ", g.R, " x ", g.D, " x ", g.pooled_h, " x ",
-              g.pooled_w, ", got ", grad.sizes());
+inline void check_grad(const char* op, const at::Tensor& grad, at::ScalarType input_dtype,
+                       const at::Device& input_device, const RoiPoolGeometry& g) {
+  TORCH_CHECK(grad.sizes() == at::IntArrayRef({g.R, g.D, g.pooled_h, g.pooled_w}) &&
+                  grad.scalar_type() == input_dtype && grad.device() == input_device,
+              op, ": grad must be (", g.R, ", ", g.D, ", ", g.pooled_h, ", ", g.pooled_w, ") ",
+              input_dtype, " on ", input_device, ", got ", grad.sizes(), " ", grad.scalar_type(),
+              " on ", grad.device());
 }
 
 // The index is data, so only the CPU can afford to look at it before the work is done.

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "../common/bilinear.h"
+#include "../common/check_pair.h"
 #include "../common/host_device.h"
 
 // Deformable convolution (arXiv 1703.06211, Eq. 2), with a mask its modulated form (arXiv
@@ -105,8 +106,10 @@ inline ConvGeometry check_deform_conv(const at::Tensor& input, const at::Tensor&
   TORCH_CHECK(input.dim() == 4, "deform_conv: input must be (N, C, H, W), got ", input.sizes());
   TORCH_CHECK(weight.dim() == 4, "deform_conv: weight must be (O, C/groups, kh, kw), got ",
               weight.sizes());
-  TORCH_CHECK(at::isFloatingType(input.scalar_type()),
-              "deform_conv: input must be floating point, got ", input.scalar_type());
+  const at::ScalarType dtype = input.scalar_type();
+  TORCH_CHECK(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16,
+      "deform_conv: input must be float16, bfloat16, float32 or float64, got ", dtype);
   const auto check = [&](const at::Tensor& tensor, const char* name, bool may_be_float32) {
     TORCH_CHECK(tensor.device() == input.device(), "deform_conv: input is on ", input.device(),
                 " but ", name, " on ", tensor.device());
@@ -130,20 +133,15 @@ inline ConvGeometry check_deform_conv(const at::Tensor& input, const at::Tensor&
   const int64_t groups = C / weight.size(1);
   TORCH_CHECK(O % groups == 0, "deform_conv: the ", O, " output channels of weight ",
               weight.sizes(), " do not divide into ", groups, " groups");
-  TORCH_CHECK(
-      stride[0] > 0 && stride[1] > 0 && dilation[0] > 0 && dilation[1] > 0 && padding[0] >= 0 &&
-          padding[1] >= 0,
-      "deform_conv: stride and dilation must be positive, padding not negative, got stride ",
-      stride, ", padding ", padding, ", dilation ", dilation);
   // What follows fits into 64 bits then.
   constexpr int64_t kMaxInt = std::numeric_limits<int>::max();
-  for (const int64_t value : {stride[0], stride[1], padding[0], padding[1], dilation[0],
-                              dilation[1], H, W, kernel_h, kernel_w}) {
+  check_pair("deform_conv", "stride", stride, 1, kMaxInt);
+  check_pair("deform_conv", "padding", padding, 0, kMaxInt);
+  check_pair("deform_conv", "dilation", dilation, 1, kMaxInt);
+  for (const int64_t value : {H, W, kernel_h, kernel_w}) {
     TORCH_CHECK(value <= kMaxInt,
-                "deform_conv: sizes, stride, padding and dilation must be less "
-                "than 2^31, got input ",
-                input.sizes(), ", weight ", weight.sizes(), ", stride ", stride, ", padding ",
-                padding, ", dilation ", dilation);
+                "deform_conv: the sides of input and weight must be less than 2^31, got ",
+                input.sizes(), " and ", weight.sizes());
   }
 
   const int64_t free_h = H + 2 * padding[0] - (dilation[0] * (kernel_h - 1) + 1);

@@ -124,7 +124,7 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cuda(
     int64_t sampling_ratio, double gamma, at::IntArrayRef group_size) {
   const DeformRoiPoolGeometry g = check_deform_roi_pool(
       kName, input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, group_size);
-  check_grad(kName, grad, g);
+  check_grad(kName, grad, input.scalar_type(), input.device(), g);
   const c10::cuda::CUDAGuard guard(input.device());
   std::tuple<at::Tensor, at::Tensor> result;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, input.scalar_type(), kName, [&] {

@@ -185,7 +185,7 @@ at::Tensor ps_roi_pool_backward_cpu(const at::Tensor& grad, const at::Tensor& ro
                                     at::IntArrayRef group_size, at::IntArrayRef input_shape) {
   const RoiPoolGeometry g = check_roi_pool(kName, input_shape, grad.scalar_type(), grad.device(),
                                            rois, output_size, spatial_scale, group_size);
-  check_grad(kName, grad, g);
+  check_grad(kName, grad, grad.scalar_type(), grad.device(), g);
   const at::ScalarType dtype = at::toOpMathType(grad.scalar_type());
   const at::Tensor top = grad.to(dtype).contiguous(), boxes = rois.to(dtype).contiguous();
   at::Tensor grad_input = at::empty(input_shape, top.options());

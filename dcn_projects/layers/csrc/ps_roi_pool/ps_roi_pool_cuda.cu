@@ -96,7 +96,7 @@ at::Tensor ps_roi_pool_backward_cuda(const at::Tensor& grad, const at::Tensor& r
                                      at::IntArrayRef group_size, at::IntArrayRef input_shape) {
   const RoiPoolGeometry g = check_roi_pool(kName, input_shape, grad.scalar_type(), grad.device(),
                                            rois, output_size, spatial_scale, group_size);
-  check_grad(kName, grad, g);
+  check_grad(kName, grad, grad.scalar_type(), grad.device(), g);
   const c10::cuda::CUDAGuard guard(grad.device());
   const at::ScalarType dtype = at::toOpMathType(grad.scalar_type());
   const at::Tensor top = grad.contiguous(), boxes = rois.to(dtype).contiguous();
