@@ -413,6 +413,20 @@ def test_threads_do_not_change_the_result(case):
         assert all(torch.equal(other[k], all_results[0][k]) for k in other)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gamma", [10.0, 1e30, 1e300])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_samples_of_endless_regions_that_do_not_count(device, dtype, gamma, classes):
+    """gamma times the length of a region may be infinite, and nothing is read there."""
+    input = torch.ones(1, 2, 5, 5, dtype=dtype, device=device, requires_grad=True)
+    rois = torch.tensor([[0, -9e37, -9e37, 1e38, 1e38]], dtype=dtype, device=device)
+    offset = torch.full((1, 2 * classes, 2, 2), 0.25, dtype=dtype, device=device)
+    out = deform_roi_pool(input, rois, offset.requires_grad_(), 2, 1.0, gamma=gamma)
+    for tensor in (out, *torch.autograd.grad(out.sum(), [input, offset])):
+        assert not tensor.any()
+
+
 ERRORS = [
     (dict(input=(4, 9, 8)), r"input must be \(N, C, H, W\), got \[4, 9, 8\]"),
     (dict(input=(2, 4, 9, 0)), r"input needs channels, and a map .* got \[2, 4, 9, 0\]"),
@@ -433,7 +447,7 @@ ERRORS = [
     (dict(mask=(8, 3, 3, 3)), r"mask must be \(8, m, 3, 3\).* the 4 .* got \[8, 3, 3, 3\]"),
     (dict(mask=(8, 1, 3, 2)), r"mask must be .* got \[8, 1, 3, 2\]"),
     (dict(mask=torch.int64), "mask must be floating point on .*, got torch.int64"),
-    (dict(output_size=(0, 3)), r"from 1 to .* got \[0, 3\] and \[1, 1\]"),
+    (dict(output_size=(0, 3)), r"output_size must be two numbers from 1 to 32768, got \[0, 3\]"),
     (dict(sampling_ratio=0), "sampling_ratio must be from 1 to .* got 0"),
     (dict(spatial_scale=-0.5), "spatial_scale must be positive, got -0.5"),
 ]

@@ -383,6 +383,16 @@ def test_refuses_vmap():
             torch.vmap(function)(make_boxes(18).view(2, 9, 4), scores)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sigma", [1e-37, 2.9e-39, 1e-40, 1e-310, 5e-324])
+def test_tiny_sigma_takes_nothing_from_boxes_that_do_not_overlap(device, dtype, sigma):
+    boxes = torch.tensor([[0, 0, 4, 4], [8, 8, 9, 9], [0, 0, 4, 2]], dtype=dtype, device=device)
+    scores = torch.tensor([0.9, 0.8, 0.7], dtype=dtype, device=device)
+    keep, values = soft_nms(boxes, scores, sigma=sigma)  # 1 / sigma may be infinite
+    assert keep.tolist() == [0, 1] and torch.equal(values, scores[:2])
+
+
 ERRORS = [
     (dict(boxes=torch.zeros(9, 5)), r"boxes must be \(N, 4\) .* got \[9, 5\] and \[9\]"),
     (dict(boxes=torch.zeros(8, 4)), r"got \[8, 4\] and \[9\]"),

@@ -23,7 +23,7 @@ def deform_roi_pool(
     depth = cells.shape[1]
     out = cells.new_empty(R, D // depth, *size, depth)
     geometry = (output_size, spatial_scale, sampling_ratio, gamma, group_size)
-    for part, index, weight, _ in _samples(op, input, rois, offset, cells, *geometry):
+    for part, index, weight, *_ in _samples(op, input, rois, offset, cells, *geometry):
         out[part] = torch.einsum("rkijs,rkijsd->rkijd", weight, cells[index])
     return out.permute(0, 1, 4, 2, 3).reshape(R, D, *size).to(input.dtype).contiguous()
 
@@ -31,7 +31,7 @@ def deform_roi_pool(
 def deform_roi_pool_backward(
     grad, input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, group_size
 ):
-    op = "_deform_roi_pool_backward"
+    op = "deform_roi_pool"
     R, D, *size = shape = check_deform_roi_pool(
         op, input, rois, offset, output_size, spatial_scale, sampling_ratio, group_size
     )
@@ -42,12 +42,14 @@ def deform_roi_pool_backward(
     grad_bins = grad.to(cells.dtype).reshape(R, D // depth, depth, *size).permute(0, 1, 3, 4, 2)
     grad_moves = cells.new_zeros(R, _classes(offset), 2, *size)
     geometry = (output_size, spatial_scale, sampling_ratio, gamma, group_size)
-    for part, index, weight, slope in _samples(op, input, rois, offset, cells, *geometry):
+    for part, index, weight, slope, length in _samples(op, input, rois, offset, cells, *geometry):
         spread = weight[..., None] * grad_bins[part][..., None, :]
         grad_cells.index_add_(0, index.flatten(), spread.flatten(0, -2))
         if offset is not None:
             products = torch.einsum("rkijd,rkijsd->rkijs", grad_bins[part], cells[index])
-            grad_moves[part] = torch.einsum("rkijs,xrkijs->rkxij", products, slope)
+            by_cells = torch.einsum("rkijs,xrkijs->rkxij", products, slope)
+            moves = by_cells * gamma * length[:, None, :, None, None]
+            grad_moves[part] = torch.where(by_cells != 0, moves, 0)  # also where gamma is infinite
     grad_input = _from_cells(grad_cells, input, group_size)
     if offset is None:
         return grad_input, input.new_empty(0)
@@ -82,13 +84,14 @@ def _from_cells(cells: Tensor, input: Tensor, group_size) -> Tensor:
 
 def _samples(
     op, input, rois, offset, cells, output_size, spatial_scale, sampling_ratio, gamma, group_size
-) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
     """
     Yields, for some RoIs at a time:
         part: which RoIs
         index: (r, classes, height, width, 4 * sampling_ratio**2), what their bins read of `cells`
         weight: of its shape; the sum over the last dimension is the mean of the samples
-        slope: (2, *shape of weight), derivative of the weight by the offset (x, y) of the bin
+        slope: (2, *shape of weight), derivative of the weight by the position (x, y) of the samples
+        length: (r, 2), of the regions along (x, y), which an offset of 1 / gamma moves samples by
     """
     (N, _, H, W), classes, device = input.shape, _classes(offset), rois.device
     image, start, length = roi_regions(op, rois, N, spatial_scale, 0.5, cells.dtype)
@@ -123,7 +126,7 @@ def _samples(
         index = torch.where(counts, first_cell[part] + at_y * W + at_x, outside)
         factors = [weight_y * weight_x, weight_y * slope_x, slope_y * weight_x]
         weight, *slope = (torch.stack(factors) / samples).flatten(-4)
-        yield part, index.flatten(-4), weight, torch.stack(slope)
+        yield part, index.flatten(-4), weight, torch.stack(slope), length[:, part].flip(0).T
 
 
 def _axis_samples(axis, size, start, length, move, sampling_ratio, gamma) -> list[Tensor]:
@@ -136,7 +139,7 @@ def _axis_samples(axis, size, start, length, move, sampling_ratio, gamma) -> lis
         list of (r, classes, height, width, sampling_ratio, 1, 2, 1) for y, and
         (r, classes, height, width, 1, sampling_ratio, 1, 2) for x:
         the cells beside the samples, -1 for samples that do not count; what these cells weigh; the
-        derivative of that by `move`
+        derivative of that by the position
     """
     position = sample_positions(axis, start, length, move, gamma, sampling_ratio)
     counts = samples_inside(position, size)
@@ -144,7 +147,7 @@ def _axis_samples(axis, size, start, length, move, sampling_ratio, gamma) -> lis
     below, above = position.floor(), position.ceil()
     fraction = position - below
     # At a whole coordinate both cells are the same, and so it has no slope.
-    slope = (above - below) * (gamma * length.view(-1, 1, 1, 1))[..., None]
+    slope = above - below
     pairs = [
         torch.where(counts[..., None], torch.stack([below, above], -1).long(), -1),
         torch.stack([1 - fraction, fraction], -1),

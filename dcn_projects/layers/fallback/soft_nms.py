@@ -65,5 +65,6 @@ def _factor(iou: Tensor, method: str, sigma: float, iou_threshold: float) -> Ten
     if method == "linear":
         return torch.where(iou < iou_threshold, 1, 1 - iou)
     if method == "gaussian":
-        return torch.exp(iou * iou * (-1 / sigma))
+        # Finite, so that boxes which do not overlap lose nothing however small sigma is.
+        return torch.exp(iou * iou * max(-1 / sigma, torch.finfo(iou.dtype).min))
     return torch.where(iou > iou_threshold, 0.0, 1.0).to(iou.dtype)

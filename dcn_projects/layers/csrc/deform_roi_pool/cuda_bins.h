@@ -256,8 +256,9 @@ __global__ void grad_offset_kernel(const S* grad, const S* input, const T* rois,
               slope_y += row.slope * col.weight * dot;
             }
           }
-          sum_x += scale * bin.roi_width * slope_x;
-          sum_y += scale * bin.roi_height * slope_y;
+          // In this order a slope of 0 stays 0, be the region as large as numbers can be.
+          sum_x += slope_x * scale * bin.roi_width;
+          sum_y += slope_y * scale * bin.roi_height;
         }
       }
     }

@@ -109,6 +109,7 @@ void pool_planes_backward(const T* grad, const T* input, const T* rois, const T*
                       map.data(), g.W, scratch.data(), grad_map.data(), grad_y, grad_x);
           if (!grad_shares) continue;
           for_each_lane(blocks, block, [&](int64_t n, int lane) {
+            if (windows.rows.samples[lane] * windows.cols.samples[lane] == 0) return;
             T* share = grad_shares + (n * g.D * g.bins() + bin) * 2;
             share[0] = grad_x[lane] * gamma * blocks.x.length[block * kLanes + lane];
             share[1] = grad_y[lane] * gamma * blocks.y.length[block * kLanes + lane];
@@ -326,7 +327,7 @@ std::tuple<at::Tensor, at::Tensor> deform_roi_pool_backward_cpu(
     int64_t sampling_ratio, double gamma, at::IntArrayRef group_size) {
   const DeformRoiPoolGeometry g = check_deform_roi_pool(
       kName, input, rois, offset, output_size, spatial_scale, sampling_ratio, gamma, group_size);
-  check_grad(kName, grad, g);
+  check_grad(kName, grad, input.scalar_type(), input.device(), g);
   const at::ScalarType dtype = at::toOpMathType(input.scalar_type());
   const at::Tensor top = grad.to(dtype).contiguous(), x = input.to(dtype).contiguous();
   const at::Tensor boxes = rois.to(dtype).contiguous();

@@ -13,6 +13,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -130,7 +131,8 @@ struct Rescoring {
   T rate, iou_threshold, score_threshold;
 
   explicit Rescoring(const SoftNmsGeometry& g)
-      : rate(static_cast<T>(-1 / g.sigma)),
+      // Finite, so that boxes which do not overlap lose nothing however small sigma is.
+      : rate(static_cast<T>(std::max<double>(-1 / g.sigma, std::numeric_limits<T>::lowest()))),
         iou_threshold(static_cast<T>(g.iou_threshold)),
         score_threshold(static_cast<T>(g.score_threshold)) {}
 
