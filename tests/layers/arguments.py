@@ -70,3 +70,25 @@ def check_lists(name: str, arguments: list) -> bool:
         assert_close(result, expected, rtol=1e-9, atol=1e-9)
         assert fake.shape == result.shape and fake.dtype == result.dtype
     return True
+
+
+def changed_lists(choose: Callable, calls: dict) -> tuple[str, list]:
+    """
+    Args:
+        calls: see `calls_with_lists`
+    Returns:
+        a name and arguments, of whose lists some have another length or other numbers
+    """
+    name = choose(list(calls))
+    arguments, places = calls[name]
+    changed = list(arguments)
+    for place in places:
+        if choose([True, False]):
+            changed[place] = changed_list(choose, list(arguments[place]))
+    return name, changed
+
+
+def changed_list(choose: Callable, numbers: list) -> list:
+    length = choose([len(numbers)] * 4 + [*range(6)])
+    numbers = (numbers + [1] * length)[:length]
+    return [choose(NUMBERS) if choose([True, False]) else number for number in numbers]

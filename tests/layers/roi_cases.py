@@ -3,56 +3,62 @@
 import math
 
 import torch
-from hypothesis import strategies as st
 
+import dcn_projects.layers
 from tests.layers.fuzzing import (
     LAYOUTS,
     NARROW,
-    TOLERANCES,
     WILD,
-    assert_all_close,
+    YES_OR_NO,
+    check_calls,
     dtype_of,
     dtypes_and_layouts,
     exact_copies,
+    fallback_results,
     finish,
-    results,
+    of_any_size,
+    split_head,
 )
 
 ROI_KINDS = ["usual", "usual", "large", "point", "reversed", "outside", "bad", "endless"]
 
 
-@st.composite
-def roi_pool_cases(draw, deformable):
-    output_size = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)) | st.just((7, 7)))
-    group_size = draw(st.sampled_from([(1, 1), output_size, (2, 3)]))
-    sampling_ratio = draw(st.sampled_from([1, 2, 4])) if deformable else 1
+def roi_pool_case(choose, deformable):
+    extreme = choose([False, False, False, True])
+    size = (choose(range(1, 5)), choose(range(1, 5)))
+    output_size = choose([size, size, size, (7, 7)])
+    group_size = choose([(1, 1), output_size, (2, 3)])
+    sampling_ratio = choose([1, 2, 4]) if deformable else 1
     # The reference takes its time for each sample.
     samples = math.prod(output_size) * sampling_ratio**2
-    classes = draw(st.sampled_from([1, 2, 3])) if deformable and samples < 300 else 1
+    classes = choose([1, 2, 3]) if deformable and samples < 300 else 1
     cells = math.prod(group_size)
-    widths = [w for w in [1, 2, 5, 16, 17, 70] if w * classes * cells <= 300]
-    D = classes * draw(st.sampled_from(widths))
+    widths = [w for w in [1, 1, 2, 2, 5, 5, 16, 17, 70] if w * classes * cells <= 300]
+    D = classes * choose(widths)
+    kinds = ["any size"] if extreme else ROI_KINDS
     case = {
-        "N": draw(st.integers(1, 3)),
+        "N": choose(range(1, 4)),
         "D": D,
-        "size": draw(st.tuples(st.integers(1, 12), st.integers(1, 12))),
+        "size": (choose(range(1, 13)), choose(range(1, 13))),
         "numbers": {
             "output_size": output_size,
-            "spatial_scale": draw(st.sampled_from([0.25, 0.5, 1.0])),
+            "spatial_scale": choose([0.25, 1 / 3, 1e-30, 1e30] if extreme else [0.25, 0.5, 1.0]),
             "group_size": group_size,
         },
-        "kinds": draw(st.lists(st.sampled_from(ROI_KINDS), max_size=1 + 400 // samples)),
-        "copies": draw(st.sampled_from([1, 5, 18])),
+        "kinds": [choose(kinds) for _ in range(choose(range(min(13, 2 + 400 // samples))))],
+        "copies": choose([1, 1, 1, 5, 18]),
+        "extreme": extreme,
         # The copies of a RoI stay alike.
-        **draw(dtypes_and_layouts(["input", "offset", "mask"], LAYOUTS[:-1])),
+        **dtypes_and_layouts(choose, ["input", "offset", "mask"], LAYOUTS[:-1]),
     }
     if deformable:
-        case["numbers"] |= {"sampling_ratio": sampling_ratio, "gamma": 0.125}
-        parts = st.sampled_from([(1, 1), output_size, (3, 2)])
+        gamma = choose([0.125, 10.0, -3.0, 1e30, 1e300]) if extreme else 0.125
+        case["numbers"] |= {"sampling_ratio": sampling_ratio, "gamma": gamma}
+        part = choose([(1, 1), output_size, (3, 2)])
         case |= {
-            "offset": draw(st.none() | st.tuples(st.just(2 * classes), parts)),
-            "mask": draw(st.sampled_from([0, 1, D])),
-            "wild": draw(st.sampled_from([0, 0.2])),
+            "offset": (2 * classes, part) if choose(YES_OR_NO) else None,
+            "mask": choose([0, 1, D]),
+            "wild": choose([0, 0.2]),
         }
     return case
 
@@ -89,6 +95,9 @@ def roi_pool_tensors(case, device):
             for corner, end in zip(corners, ends):
                 corner.append(end - math.copysign(shift, end) if end else end)
         roi = [randint(0, case["N"]), *corners[0], *corners[1]]
+        if kind == "any size":
+            sizes = of_any_size([4], generator)
+            roi[1:] = torch.where(rand(4) < 0.5, sizes, 40 * rand(4)).tolist()
         if kind == "bad":
             roi[randint(1, 5)] = WILD[randint(0, 3)].item()
         rois.append(roi)
@@ -104,7 +113,11 @@ def roi_pool_tensors(case, device):
         odd = torch.randint(-128, 128, (R, channels, *part), generator=generator) * 2 + 1
         wild = rand(*odd.shape) < case["wild"]
         choice = torch.randint(len(WILD), odd.shape, generator=generator)
-        tensors["offset"] = torch.where(wild, WILD[choice], odd / 64)
+        offset = odd / 64
+        if case["extreme"]:
+            sizes = of_any_size(odd.shape, generator)
+            offset = torch.where(rand(*odd.shape) < 0.5, sizes, offset)
+        tensors["offset"] = torch.where(wild, WILD[choice], offset)
     if case.get("mask"):
         tensors["mask"] = rand(R, case["mask"], *numbers["output_size"])
     for name in tensors.keys() - {"input"}:
@@ -112,10 +125,10 @@ def roi_pool_tensors(case, device):
     return finish(case, tensors, device)
 
 
-def on_copies(function, copies):
-    """`results` of the reference on the first of several copies of each RoI, repeated for all."""
+def on_copies(expected_results, copies):
+    """What is expected of the first of several copies of each RoI, repeated for all."""
 
-    def run(tensors, head, numbers):
+    def run(name, tensors, head, numbers):
         R = len(head) // copies
         first = {
             k: (t if k == "input" else t[:R]).detach().requires_grad_(t.requires_grad)
@@ -123,7 +136,7 @@ def on_copies(function, copies):
         }
         # The reference cannot read them; these read nothing.
         first["rois"][~first["rois"].isfinite().all(1), 1:] = 1e5
-        found = results(function, first, head[:R], numbers)
+        found = expected_results(name, first, head[:R], numbers)
         return {
             k: t * copies if k == "input" else t.repeat(copies, 1, 1, 1) for k, t in found.items()
         }
@@ -131,16 +144,15 @@ def on_copies(function, copies):
     return run
 
 
-def check_roi_pool(function, slow_function, case, device):
-    torch.set_num_threads(case["threads"])
+def check_roi_pool(name, case, device, expected_results):
     tensors = roi_pool_tensors(case, device)
-    exact = exact_copies(tensors)
-    head, exact_head = tensors.pop("head"), exact.pop("head")
+    if case["extreme"]:
+        exact, expected_results = exact_copies(tensors, None), fallback_results
+    else:
+        exact, expected_results = exact_copies(tensors), on_copies(expected_results, case["copies"])
+    exact_head, exact = split_head(exact)
     numbers = case["numbers"]
     if "sampling_ratio" in numbers and "offset" not in tensors:
         numbers = {**numbers, "offset": None}
-    actual = results(function, tensors, head, numbers)
-    expected = on_copies(slow_function, case["copies"])(exact, exact_head, numbers)
-    assert actual["out"].dtype == case["dtype"]
-    assert actual["out"].requires_grad == any(t.requires_grad for t in tensors.values())
-    assert_all_close(actual, expected, TOLERANCES[case["dtype"]])
+    expected = expected_results(name, exact, exact_head, numbers)
+    return check_calls(getattr(dcn_projects.layers, name), case, tensors, numbers, expected)

@@ -11,9 +11,11 @@ import time
 import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 
 from tests.devices import DEVICES
 from tests.layers import operators
+from tests.layers.fuzzing import reference_results
 
 FUZZ = operators.having("FUZZ")
 
@@ -32,10 +34,15 @@ def long_run(request):
     torch.set_num_threads(threads)
 
 
+@st.composite
+def cases(draw, make_case):
+    return make_case(lambda values: draw(st.sampled_from(values)))
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("operator", FUZZ)
 def test_matches_reference(operator, device, long_run):
-    strategy, check, examples = FUZZ[operator]
+    make_case, check, examples = FUZZ[operator]
     settings = hypothesis.settings(
         max_examples=examples,
         deadline=None,
@@ -46,7 +53,8 @@ def test_matches_reference(operator, device, long_run):
     )
 
     def run():
-        hypothesis.given(strategy)(settings(lambda case: check(case, device)))()
+        one = settings(lambda case: check(case, device, reference_results))
+        hypothesis.given(cases(make_case))(one)()
 
     if long_run is None:
         run()

@@ -1,10 +1,11 @@
 """What tests call deform_roi_pool with: see the package."""
 
+from functools import partial
+
 import torch
 
 from dcn_projects.layers import deform_roi_pool
-from tests.layers import reference
-from tests.layers.roi_cases import check_roi_pool, roi_pool_cases
+from tests.layers.roi_cases import check_roi_pool, roi_pool_case
 from tests.layers.rois import ROIS, SCALE, some_rois
 
 TENSORS = ["input", "offset", "mask"]
@@ -92,8 +93,8 @@ def thread_calls(rand, forward_backward):
     }
 
 
-def check(case, device):
-    check_roi_pool(deform_roi_pool, reference.deform_roi_pool, case, device)
-
-
-FUZZ = (roi_pool_cases(deformable=True), check, 200)
+FUZZ = (
+    partial(roi_pool_case, deformable=True),
+    partial(check_roi_pool, "deform_roi_pool"),
+    200,
+)

@@ -1,10 +1,11 @@
 """What tests call ps_roi_pool with: see the package."""
 
+from functools import partial
+
 import torch
 
 from dcn_projects.layers import ps_roi_pool
-from tests.layers import reference
-from tests.layers.roi_cases import check_roi_pool, roi_pool_cases
+from tests.layers.roi_cases import check_roi_pool, roi_pool_case
 from tests.layers.rois import ROIS, SCALE, some_rois
 
 TENSORS = ["input"]
@@ -51,8 +52,8 @@ def thread_calls(rand, forward_backward):
     return {"": forward_backward(lambda t: ps_roi_pool(t, rois, 3, 1 / 4), rand(2, 72, 21, 19))}
 
 
-def check(case, device):
-    check_roi_pool(ps_roi_pool, reference.ps_roi_pool, case, device)
-
-
-FUZZ = (roi_pool_cases(deformable=False), check, 200)
+FUZZ = (
+    partial(roi_pool_case, deformable=False),
+    partial(check_roi_pool, "ps_roi_pool"),
+    200,
+)
