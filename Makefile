@@ -56,7 +56,7 @@ test-plain: $(DONE)/packages
 sanitize: $(DONE)/packages
 	$(call BUILD_COPY,sanitize,$(SANITIZE))
 	cd build/sanitize && LD_PRELOAD="$(foreach l,asan stdc++,$(shell $(CXX) -print-file-name=lib$(l).so))" \
-	    ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	    $(TEST_COPY) --capture=sys
 
 # On a machine with a GPU; compute-sanitizer comes with the CUDA toolkit. Without PyTorch's cache it

@@ -125,19 +125,19 @@ def finish(case, tensors, device):
 
 TOLERANCES = {
     torch.float64: 1e-10,
-    torch.float32: 1e-5,
+    torch.float32: 2e-5,
     torch.float16: 2e-3,
     torch.bfloat16: 1.5e-2,
 }
 
 
 def assert_all_close(actual, expected, tolerance):
-    """Relative to the largest value. Values are of order 1; a sum of few may happen to be less."""
+    """Relative to the largest value. Values are of order 1; a sum of them may happen to be less."""
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         tensor, found = tensor.detach().double(), actual[name].detach().cpu().double()
         largest = tensor.abs().nan_to_num(0, 0).max().item() if tensor.numel() else 0
-        limit = tolerance * max(largest, 0.3)
+        limit = tolerance * max(largest, 1)
         if found.shape == tensor.shape and bool(((found - tensor).abs() <= limit).all()):
             continue  # assert_close takes longer than all else
         assert_close(

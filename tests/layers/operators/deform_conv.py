@@ -127,8 +127,8 @@ def fuzz_case(choose):
         groups = C
     outs = [130, 64] if kind == "deep" else 4 * [1, 2, 3, 7] + [64, 70, 130]
     outs = choose([n for n in outs if n * groups <= 140])
-    largest_kernel = 5 if C < 70 else 3
-    largest_out = 21 if C < 20 and outs * groups < 20 else 5
+    largest_kernel = choose([3, 3, 5]) if C < 70 else 3
+    largest_out = choose([5, 5, 9, 21]) if C < 20 and outs * groups < 20 else 5
     axes = []
     for _ in range(2):
         kernel = choose(range(1, largest_kernel + 1))
