@@ -45,7 +45,7 @@ def deform_conv(
         stride, padding, dilation: int or (y, x). Unlike `torch.nn.functional.conv2d`, a list of one
             number is refused
         mask: (N, G*K, Ho, Wo), factors of the values read, without activation; dtype as `offset`;
-            or None for factors 1
+            or None for factors 1. Where one is infinite or NaN, the result is infinite or NaN
         legacy_border: the rule of the operator of 2017 (MXNet's DeformableConvolution): a position
             counts only if 0 <= y < H and 0 <= x < W, and from H - 1 (W - 1) on the last row
             (column) is repeated. Needed for the outputs of weights that were trained so

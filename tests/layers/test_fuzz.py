@@ -2,10 +2,13 @@
 The operators on inputs that hypothesis draws, against the reference in float64.
 
 The seed is fixed unless `--long HOURS` is given. A failure there prints its seed, and
-`--hypothesis-seed SEED` together with `--long 0` repeats it.
+`--hypothesis-seed SEED` together with `--long 0` repeats it. fuzz_many.py makes more cases in an
+hour, and its failures do not shrink.
 """
 
 import random
+import re
+import sys
 import time
 
 import hypothesis
@@ -14,7 +17,7 @@ import torch
 from hypothesis import strategies as st
 
 from tests.devices import DEVICES
-from tests.layers import operators
+from tests.layers import fuzz_many, operators
 from tests.layers.fuzzing import reference_results
 
 FUZZ = operators.having("FUZZ")
@@ -53,8 +56,12 @@ def test_matches_reference(operator, device, long_run):
     )
 
     def run():
-        one = settings(lambda case: check(case, device, reference_results))
-        hypothesis.given(cases(make_case))(one)()
+        @settings
+        @hypothesis.given(cases(make_case))
+        def all_cases(case):
+            check(case, device, reference_results)
+
+        all_cases()
 
     if long_run is None:
         run()
@@ -70,3 +77,31 @@ def test_matches_reference(operator, device, long_run):
         seed += 1
         if time.monotonic() > end:
             return
+
+
+def test_many_cases(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fuzz_many", "--cases", "300", "--seed", "0"])
+    assert fuzz_many.main() == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    counts = {name: int(count) for name, count in re.findall(r"(\w+) (\d+) cases, 0 failed", last)}
+    assert list(counts) == [*FUZZ, "arguments"] and sum(counts.values()) >= 300
+
+
+def test_many_cases_go_on_where_one_fails(monkeypatch, capsys):
+    def check(case, device, expected_results):
+        assert case["seed"] % 2 == 0, "an odd seed"
+        return 1
+
+    make_case, *_ = FUZZ["soft_nms"]
+    monkeypatch.setattr(fuzz_many, "FUZZ", {"soft_nms": (make_case, check, 1)})
+    command = ["fuzz_many", "--cases", "20", "--seed", "5", "--kinds", "soft_nms"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert fuzz_many.main() == 1
+    out, err = capsys.readouterr()
+    failed = re.findall(r"^failed: --cases 1 --kinds soft_nms --seed (\d+)$", out, re.MULTILINE)
+    assert 0 < len(failed) < 20 and f"soft_nms 20 cases, {len(failed)} failed" in out
+    assert err.count("AssertionError: an odd seed") == len(failed)
+    # What is printed repeats it.
+    command[2:5] = ["1", "--seed", failed[0]]
+    assert fuzz_many.main() == 1
+    assert f"first seed {failed[0]}\n" in capsys.readouterr().out
