@@ -18,30 +18,13 @@ import sys
 import time
 import traceback
 from collections import Counter
-from functools import partial
 
 import torch
 
-from tests.layers import operators
-from tests.layers.arguments import calls_with_lists, changed_lists, check_lists
+from tests.layers import arguments, operators
 from tests.layers.fuzzing import fallback_results
 
-FUZZ = operators.having("FUZZ")
-
-
-def kinds() -> dict:
-    """Kind of a case -> a function that draws one with choose(values), and one that checks it."""
-    calls = calls_with_lists()
-    found = {
-        name: (make_case, partial(check, device="cpu", expected_results=fallback_results))
-        for name, (make_case, check, _) in FUZZ.items()
-    }
-    return found | {
-        "arguments": (
-            partial(changed_lists, calls=calls),
-            lambda case: check_lists(*case) is not None,
-        )
-    }
+FUZZ = {**operators.having("FUZZ"), "arguments": arguments.FUZZ}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -49,18 +32,18 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=1_000_000, help="of all kinds together")
     parser.add_argument("--hours", type=float, default=float("inf"), help="how long at most")
     parser.add_argument("--seed", type=int, help="the first one; random without it")
-    parser.add_argument("--kinds", nargs="+", choices=[*FUZZ, "arguments"], metavar="KIND")
-    arguments = parser.parse_args()
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(2**32)
-    return arguments
+    parser.add_argument("--kinds", nargs="+", choices=FUZZ, default=FUZZ, metavar="KIND")
+    options = parser.parse_args()
+    if options.seed is None:
+        options.seed = random.SystemRandom().randrange(2**32)
+    return options
 
 
 def run_case(kind: str, seed: int, make_case, check) -> int | None:
     """How many calls were compared, None if one failed."""
     case = make_case(random.Random(seed).choice)
     try:
-        return check(case)
+        return check(case, "cpu", fallback_results)
     except Exception:
         traceback.print_exc(limit=-3)
         print(f"{case}\nfailed: --cases 1 --kinds {kind} --seed {seed}", flush=True)
@@ -68,20 +51,20 @@ def run_case(kind: str, seed: int, make_case, check) -> int | None:
 
 
 def main() -> int:
-    arguments = parse_arguments()
-    chosen = {k: v for k, v in kinds().items() if k in (arguments.kinds or [*FUZZ, "arguments"])}
+    options = parse_arguments()
     start, counts, failures, seconds = time.monotonic(), Counter(), Counter(), Counter()
-    print(f"torch {torch.__version__}, first seed {arguments.seed}", flush=True)
-    seed = arguments.seed
-    while counts.total() < arguments.cases and time.monotonic() - start < arguments.hours * 3600:
-        for kind, functions in chosen.items():
+    print(f"torch {torch.__version__}, first seed {options.seed}", flush=True)
+    seed = options.seed
+    while counts.total() < options.cases and time.monotonic() - start < options.hours * 3600:
+        for kind in options.kinds:
             begin = time.monotonic()
-            compared = run_case(kind, seed, *functions)
+            make_case, check, _ = FUZZ[kind]
+            compared = run_case(kind, seed, make_case, check)
             seconds[kind] += time.monotonic() - begin
             failures[kind] += compared is None
             counts[kind] += compared or 1
         seed += 1
-        if (seed - arguments.seed) % 1000 == 0:
+        if (seed - options.seed) % 1000 == 0:
             report(counts, failures, seconds)
     report(counts, failures, seconds)
     return int(failures.total() > 0)
