@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from pathlib import Path
 
@@ -352,6 +353,18 @@ def test_no_second_derivative():
     (grad,) = torch.autograd.grad(out.sum(), inputs["input"], create_graph=True)
     with pytest.raises(RuntimeError, match="no second derivative"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_mask_that_is_not_finite_is_seen_where_it_is(device, value):
+    inputs = {k: v.detach() if torch.is_tensor(v) else v for k, v in make_inputs(device).items()}
+    out = deform_conv(**inputs)
+    inputs["mask"][1, 4, 5, 2] = value
+    changed = deform_conv(**inputs)
+    assert not changed[1, :, 5, 2].isfinite().any()
+    changed[1, :, 5, 2] = out[1, :, 5, 2]
+    assert torch.equal(changed, out)
 
 
 ERRORS = [
