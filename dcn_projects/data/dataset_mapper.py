@@ -19,7 +19,7 @@ class CheckedDatasetMapper(DatasetMapper):
     """
 
     @configurable
-    def __init__(self, *, max_pixels: int, **options):
+    def __init__(self, *, max_pixels: int | None = None, **options):
         """
         Args:
             max_pixels: see `limit_pixels`

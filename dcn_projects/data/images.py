@@ -48,15 +48,18 @@ _MOST_IN_A_BYTE = {"JPEG": 512, "MPO": 512, "PNG": 8 * 1032}
 _MISSING = "does not exist"
 
 
-def limit_pixels(count: int) -> None:
+def limit_pixels(count: int | None) -> None:
     """
     Have this process refuse larger images by their headers, wherever they are read with Pillow:
     here, in detectron2 and in the loaders of data sets. It holds for processes that are forked
     afterwards, too. Without a call the limit is Pillow's own, the default of INPUT.MAX_PIXELS.
 
     Args:
-        count: INPUT.MAX_PIXELS, the pixels of an image or of a frame of a video
+        count: INPUT.MAX_PIXELS, the pixels of an image or of a frame of a video; None leaves the
+            limit as it is
     """
+    if count is None:
+        return
     Image.MAX_IMAGE_PIXELS = count / 2  # Pillow warns of more, and refuses what has twice as many
     _ignore_warnings()
 

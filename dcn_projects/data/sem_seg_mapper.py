@@ -27,17 +27,17 @@ class SemSegMapper:
         is_train: bool,
         augmentations: list[T.Augmentation],
         image_format: str,
-        max_pixels: int,
         num_classes: int,
         ignore_label: int,
+        max_pixels: int | None = None,
     ):
         """
         Args:
             is_train: read labels
             augmentations: of image and labels, in this order
             image_format: "BGR" or "RGB"
-            max_pixels: see `limit_pixels`
             num_classes, ignore_label: see `read_labels`
+            max_pixels: see `limit_pixels`
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
