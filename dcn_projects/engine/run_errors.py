@@ -73,7 +73,8 @@ def log_quietly() -> None:
     for logger in map(logging.getLogger, _LOGGERS):
         for handler in logger.handlers:
             stream = getattr(handler, "stream", None)
-            if stream not in (None, sys.stdout, sys.stderr):
+            name = getattr(stream, "name", "<none>")  # of the screen it is <stdout> or <stderr>
+            if isinstance(name, str) and not name.startswith("<"):
                 handler.handleError = _TellOnce(stream)
 
 
