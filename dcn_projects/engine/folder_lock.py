@@ -1,5 +1,6 @@
 """One training at a time in a folder."""
 
+import contextlib
 import errno
 import fcntl
 import logging
@@ -48,6 +49,7 @@ def lock_folder(folder: Path) -> None:
             "training writes to it"
         )
         return
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    with contextlib.suppress(OSError):  # a full disk, of which the training will tell
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     _HELD[os.getpid(), folder] = descriptor
