@@ -46,7 +46,7 @@ from .output_checkpoints import (
     set_aside,
     weights_to_evaluate,
 )
-from .run_errors import log_quietly, one_line_errors_of_a_run
+from .run_errors import one_line_errors_of_a_run, quiet_log_files
 from .trainer import Trainer
 
 __all__ = ["main", "predict", "run_program", "setup"]
@@ -90,12 +90,12 @@ def main(args: Namespace, trainer: type[Trainer] = Trainer):
         return predict(args)
     cfg = setup(args)
     with exit_with_one_line(f"OUTPUT_DIR {cfg.OUTPUT_DIR}"):
-        default_setup(cfg, args)
+        with quiet_log_files():
+            default_setup(cfg, args)
+            setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="dcn_projects")
         if comm.is_main_process():  # once more, as detectron2 writes it in place
             with whole_file(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w") as f:
                 f.write(cfg.dump())
-        setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name="dcn_projects")
-        log_quietly()
         if renamed := renamed_in(args.config_file):  # also for the log in OUTPUT_DIR
             logging.getLogger(__name__).warning(renamed)
         with one_line_errors(args.config_file):

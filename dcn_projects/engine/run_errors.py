@@ -2,10 +2,12 @@
 
 import atexit
 import contextlib
+import itertools
 import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -13,7 +15,7 @@ from dcn_projects.errors import error_line, one_line
 
 from .output_checkpoints import how_to_go_on
 
-__all__ = ["log_quietly", "one_line_errors_of_a_run"]
+__all__ = ["one_line_errors_of_a_run", "quiet_log_files"]
 
 _LOGGERS = ("fvcore", "detectron2", "dcn_projects")  # which write to log.txt
 _OUT_OF_MEMORY = (MemoryError, torch.cuda.OutOfMemoryError)
@@ -65,27 +67,38 @@ def _then(output_dir: str | None) -> str:
     return "" if output_dir is None else f" {how_to_go_on(Path(output_dir), resumed=True)}"
 
 
-def log_quietly() -> None:
+@contextlib.contextmanager
+def quiet_log_files() -> Iterator[None]:
     """
-    Let a log file that cannot be written, as on a full disk, be told in one line, and not in a
-    traceback for every line of the log.
+    Within this context log files are opened. One that cannot be written, as on a full disk, is told
+    in one line from then on, and not in a traceback for every line of the log.
     """
-    for logger in map(logging.getLogger, _LOGGERS):
-        for handler in logger.handlers:
+    before, logging.raiseExceptions = logging.raiseExceptions, False
+    try:
+        yield
+    finally:
+        logging.raiseExceptions = before
+        for handler in itertools.chain(*(logging.getLogger(name).handlers for name in _LOGGERS)):
             stream = getattr(handler, "stream", None)
             name = getattr(stream, "name", "<none>")  # of the screen it is <stdout> or <stderr>
             if isinstance(name, str) and not name.startswith("<"):
-                handler.handleError = _TellOnce(stream)
+                handler.handleError = _TellOnce(name)
+                atexit.unregister(stream.close)  # of detectron2
+                atexit.register(_close, stream)
 
 
 class _TellOnce:
     told = False  # of all files, as they are on one disk
 
-    def __init__(self, stream):
-        self.stream = stream
+    def __init__(self, name: str):
+        self.name = name
 
     def __call__(self, record: logging.LogRecord) -> None:
-        atexit.unregister(self.stream.close)  # which would fail as well, with a traceback
         if not _TellOnce.told:
             _TellOnce.told = True
-            print(f"{self.stream.name} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+            print(f"{self.name} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)
+
+
+def _close(stream: IO) -> None:
+    with contextlib.suppress(OSError):  # what could not be written cannot be written now
+        stream.close()

@@ -8,7 +8,11 @@ import os
 import pytest
 import torch
 
-from dcn_projects.engine.run_errors import _TellOnce, log_quietly, one_line_errors_of_a_run
+from dcn_projects.engine.run_errors import (
+    _TellOnce,
+    one_line_errors_of_a_run,
+    quiet_log_files,
+)
 
 
 def line_of(error, output_dir):
@@ -75,11 +79,12 @@ def test_a_log_that_cannot_be_written(monkeypatch, capsys):
         def write(self, text):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    handler = logging.StreamHandler(Full())
     logger = logging.getLogger("dcn_projects")
-    monkeypatch.setattr(logger, "handlers", [handler])
     monkeypatch.setattr(_TellOnce, "told", False)
-    log_quietly()
+    with quiet_log_files():
+        monkeypatch.setattr(logger, "handlers", [logging.StreamHandler(Full())])
+        logger.warning("x")
+    assert capsys.readouterr().err == ""
     for _ in range(3):
         logger.warning("x")
     line = "output/log.txt cannot be written: [Errno 28] No space left on device\n"
