@@ -164,11 +164,14 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     check_evaluators(cfg, "coco" if args.evaluate else None)
     if not args.eval_only:
         check_training(cfg)
-    if not args.eval_only:
-        lock_folder(Path(cfg.OUTPUT_DIR))
+    folder = Path(cfg.OUTPUT_DIR)
+    if not args.eval_only and folder.exists():
+        lock_folder(folder)
     if not is_resumed(cfg, args):
         check_weights(cfg.MODEL.WEIGHTS, to_start=not args.eval_only)
     check_data(cfg, () if args.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    if not args.eval_only:
+        lock_folder(folder)  # which is made now: a mistake leaves none
 
 
 def is_resumed(cfg: CfgNode, args: Namespace) -> str | None:
