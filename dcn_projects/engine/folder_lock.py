@@ -28,7 +28,7 @@ def lock_folder(folder: Path) -> None:
     """
     folder = folder.resolve()
     is_first = multiprocessing.parent_process() is None and os.getenv("RANK", "0") == "0"
-    if not is_first or (os.getpid(), folder) in _HELD:
+    if not is_first or _is_held(folder):
         return
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -53,3 +53,14 @@ def lock_folder(folder: Path) -> None:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     _HELD[os.getpid(), folder] = descriptor
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether this process has the lock of a folder, which was not moved away or removed since."""
+    descriptor = _HELD.get((os.getpid(), folder))
+    try:
+        return descriptor is not None and os.path.samestat(
+            os.fstat(descriptor), os.stat(folder / _NAME)
+        )
+    except FileNotFoundError:
+        return False

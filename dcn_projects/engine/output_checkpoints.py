@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dcn_projects.checkpoint import check_weights, read_checkpoint
-from dcn_projects.whole_files import PART, whole_file
+from dcn_projects.whole_files import PART, sync_folder, whole_file
 
 __all__ = [
     "checkpoint_to_resume",
@@ -63,7 +63,7 @@ def last_checkpoint(folder: Path) -> Path | None:
         FileNotFoundError: if the file names a checkpoint, and there is none
     """
     name = _named(folder)
-    if name and (folder / name).is_file():
+    if name and _is_file(folder / name):
         return folder / name
     named_by = folder / "last_checkpoint"
     newest = next(iter(_newest_first(folder)), None)
@@ -94,7 +94,8 @@ def checkpoint_to_resume(folder: Path) -> Path | None:
             more = " No other checkpoint there can be read." if others else ""
             raise OSError(f"--resume: {damage}{more} Without --resume a training begins anew.")
         print(f"{damage} {chosen.name} is used instead.")
-    if chosen.name != _named(folder):
+    name = _named(folder)
+    if not name or folder / name != chosen:
         with whole_file(folder / "last_checkpoint", "w") as f:
             f.write(chosen.name)
     return chosen
@@ -114,6 +115,13 @@ def _named(folder: Path) -> str | None:
     path = folder / "last_checkpoint"
     # A power cut can leave zeros.
     return path.read_text(errors="replace").strip(" \n\0") if path.exists() else None
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # what a damaged file says may not even be a name
+        return False
 
 
 def _names_nothing(name: str | None) -> str:
@@ -167,13 +175,16 @@ def set_aside(folder: Path) -> Path | None:
         the folder below it where the checkpoints of another one are from now on; None if there
         were none
     """
-    old = [*folder.glob("model_*.pth"), *folder.glob("last_checkpoint")]
-    if not any(path.suffix == ".pth" for path in old):
+    (folder / "last_checkpoint").unlink(missing_ok=True)
+    old = list(folder.glob("model_*.pth"))
+    if not old:
         return None
     target = next(t for n in itertools.count(1) if not (t := folder / f"previous-{n}").exists())
     target.mkdir()
-    for path in reversed(old):  # first the name of the last one
+    for path in sorted(old):
         path.rename(target / path.name)
+    sync_folder(target)
+    sync_folder(folder)
     return target
 
 
@@ -209,7 +220,7 @@ def how_to_go_on(folder: Path, resumed: bool, saved_before: int | None = None) -
         resumed: what is there is of this training, or it went on with it
         saved_before: what `last_saved` was when it began
     """
-    saved = last_saved(folder)
-    if saved is None or saved == saved_before and not resumed:
+    saved, name = last_saved(folder), _named(folder)
+    if not name or not _is_file(folder / name) or saved == saved_before and not resumed:
         return "No checkpoint of this training is there yet: begin it anew"
-    return f"The last checkpoint is {folder / _named(folder)}: go on with --resume"
+    return f"The last checkpoint is {folder / name}: go on with --resume"

@@ -46,9 +46,27 @@ def resume_metrics(
     line_is_missing = first == done and not _has_line(path, done - 1)
     if line_is_missing:
         first -= PERIOD
+    evaluated = _measured_after(path, measured, first, done)
     cut_metrics(path, first)
-    put_again(storage, measured, done, first)
+    put_again(storage, measured | evaluated, done, first)
     return line_is_missing
+
+
+def _measured_after(path: Path, measured: Mapping[str, dict], first: float, done: int) -> dict:
+    """
+    What lines that are to be cut have of iterations that were done, and that was measured after the
+    checkpoint: the results of an evaluation, which is not made again.
+    """
+    found = {}
+    for line in _lines(path):
+        iteration = _iteration_of(line)
+        if first <= iteration < done:
+            for name, value in json.loads(line).items():
+                scalar = measured.get(name, {"values": [(0, -1)], "smooth": False})
+                is_new = name != "iteration" and scalar["values"][-1][1] < iteration
+                if is_new and not scalar["smooth"]:
+                    found[name] = {"values": [[value, iteration]], "smooth": False}
+    return found
 
 
 def put_again(storage: EventStorage, measured: Mapping[str, dict], done: int, first: int) -> None:
@@ -71,7 +89,9 @@ def cut_metrics(path: Path, first: float) -> None:
     half a line is of a training that was killed while it wrote.
     """
     lines = _lines(path)
-    while lines and not _iteration_of(lines[-1]) < first:
+    before = math.inf  # of earlier trainings in the folder the lines stay
+    while lines and not ((i := _iteration_of(lines[-1])) < first or i > before + PERIOD):
+        before = before if math.isnan(i) else i
         lines.pop()
     if path.exists():
         with path.open("r+b") as f:  # a writer has it open, to append

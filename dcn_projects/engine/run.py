@@ -165,12 +165,13 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     if not args.eval_only:
         check_training(cfg)
     folder = Path(cfg.OUTPUT_DIR)
-    if not args.eval_only and folder.exists():
+    writes = not args.eval_only and args.machine_rank == 0
+    if writes and folder.exists():
         lock_folder(folder)
     if not is_resumed(cfg, args):
         check_weights(cfg.MODEL.WEIGHTS, to_start=not args.eval_only)
     check_data(cfg, () if args.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
-    if not args.eval_only:
+    if writes:
         lock_folder(folder)  # which is made now: a mistake leaves none
 
 
@@ -193,10 +194,10 @@ def prepare(cfg: CfgNode, args: Namespace, trainer: type[Trainer]):
     training = trainer(cfg)
     if resumed := is_resumed(cfg, args):
         checkpoint = load_trained(training.model, resumed)  # it must be of this model
-        if "iteration" not in checkpoint:
+        if not {"iteration", "trainer"} <= checkpoint.keys():
             raise ValueError(
-                f"{resumed} has weights alone and cannot be resumed. Give them as MODEL.WEIGHTS, "
-                "without --resume"
+                f"{resumed} has weights alone, or is of another trainer, and cannot be resumed. "
+                "Give them as MODEL.WEIGHTS, without --resume"
             )
         training.resume_or_load()
         if training.start_iter > cfg.SOLVER.MAX_ITER:

@@ -14,6 +14,7 @@ import torch
 from dcn_projects.errors import error_line, one_line
 
 from .output_checkpoints import how_to_go_on
+from .watched_loader import is_of_killed_loader, why_killed
 
 __all__ = ["one_line_errors_of_a_run", "quiet_log_files"]
 
@@ -41,7 +42,11 @@ def one_line_errors_of_a_run(output_dir: str | None) -> Iterator[None]:
     except _OUT_OF_MEMORY as e:
         less = "Use smaller images (INPUT) or fewer at a time (SOLVER.IMS_PER_BATCH)."
         sys.exit(f"error: memory is out: {one_line(e)} {less}{_then(output_dir)}")
-    except OSError as e:
+    except (EOFError, OSError, RuntimeError) as e:
+        if is_of_killed_loader(e):  # that of an evaluation; a training has said more
+            e = OSError(why_killed())
+        if not isinstance(e, OSError):
+            raise
         where = f"OUTPUT_DIR {output_dir}" if output_dir else ""
         sys.exit(f"{error_line(_inner(e), where).rstrip('.')}.{_then(output_dir)}")
     finally:

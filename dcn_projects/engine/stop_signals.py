@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -102,14 +103,22 @@ def passed_on() -> Iterator[None]:
     try:
         yield
     except ProcessExitedException as e:
-        if e.exit_code - 128 not in STOP_SIGNALS:
-            raise
-        received[:] = [e.exit_code - 128]
+        number = abs(e.exit_code) - (128 if e.exit_code > 0 else 0)
+        if number not in STOP_SIGNALS or not received and e.exit_code < 0:
+            sys.exit(_ended(e.exit_code))
+        received[:] = [number]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
     if received:
         raise Stopped(received[0])
+
+
+def _ended(code: int) -> int | str:
+    """What to end with after a process has: it has said why itself, unless it was killed."""
+    if code > 0:
+        return code
+    return f"error: a process of the training was killed by {signal.Signals(-code).name}"
 
 
 def _is_heeded(number: int) -> bool:

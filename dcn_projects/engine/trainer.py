@@ -42,6 +42,7 @@ from .watched_loader import WatchedLoader
 
 __all__ = ["Trainer"]
 
+_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -60,9 +61,10 @@ class _BeforeEvaluation(HookBase):
             self.prepare()
 
     def prepare(self):
-        self.trainer.stop_if_asked()
-        # The other processes end with the first one.
+        # Before the question: what comes after it shall not wait for the evaluation. The other
+        # processes end with the first one.
         self.trainer.signals.raises = comm.is_main_process()
+        self.trainer.stop_if_asked()
 
 
 class Trainer(DefaultTrainer):
@@ -138,6 +140,11 @@ class Trainer(DefaultTrainer):
                 if stopped.by_all:
                     comm.synchronize()
                 raise
+            except Exception:
+                # The first process has ended, perhaps in an evaluation, and this one has lost it.
+                if self.signals.received and not comm.is_main_process():
+                    raise Stopped(self.signals.received) from None
+                raise
 
     def _save_and_say(self, signal_name: str) -> None:
         done = min(self.iter + 1, self.max_iter)
@@ -147,16 +154,18 @@ class Trainer(DefaultTrainer):
         print(f"{signal_name} after {done} iterations. {advice}", file=sys.stderr)
 
     def before_train(self):
+        is_finished = 0 < self.start_iter == self.max_iter
+        if is_finished:
+            self.iter -= 1  # the last one that was done, as after any other training
         if comm.is_main_process():
             path = Path(self.cfg.OUTPUT_DIR, "metrics.json")
             if resume_metrics(path, self.storage, self.measured, self.start_iter):
                 for writer in self.file_writers:
                     writer.write()
         super().before_train()
-        if 0 < self.start_iter == self.max_iter:
-            self.iter -= 1  # the last one that was done, as after any other training
-            if comm.is_main_process() and self.checkpointer.last_name() != "model_final.pth":
-                self.checkpointer.save("model_final", iteration=self.iter)
+        is_saved = self.checkpointer.last_name() == "model_final.pth"
+        if is_finished and not is_saved and comm.is_main_process():
+            self.checkpointer.save("model_final", iteration=self.iter)
 
     def after_step(self):
         super().after_step()
@@ -183,6 +192,8 @@ class Trainer(DefaultTrainer):
         """
         return {
             **TrainerBase.state_dict(self),
+            # Hooks that save after a training see the iteration behind the last one.
+            "iteration": min(self.iter, self.max_iter - 1),
             "_trainer": self._trainer.state_dict(),
             "parameters": [name for name, _ in self.checkpointer.model.named_parameters()],
             "measured": measured_last(self.storage) if hasattr(self, "storage") else {},
@@ -200,6 +211,10 @@ class Trainer(DefaultTrainer):
                     f"SOLVER.OPTIMIZER is {self.cfg.SOLVER.OPTIMIZER}, and the checkpoint is of a "
                     "training with another"
                 )
+        if schedule := state_dict.get("hooks", {}).get("LRScheduler"):
+            # Where it is. How it goes, such as the last iteration, is what the config says now.
+            schedule = {key: schedule[key] for key in _SCHEDULE if key in schedule}
+            state_dict = state_dict | {"hooks": state_dict["hooks"] | {"LRScheduler": schedule}}
         TrainerBase.load_state_dict(self, state_dict)
         self.measured = state_dict.get("measured", {})
         if "_trainer" in state_dict:  # not in checkpoints that were made without the above
@@ -207,6 +222,8 @@ class Trainer(DefaultTrainer):
             inner["optimizer"] = in_own_order(
                 inner["optimizer"], state_dict["parameters"], self._trainer.optimizer, model
             )
+            if hasattr(self._trainer, "grad_scaler"):  # SOLVER.AMP may be new
+                inner.setdefault("grad_scaler", self._trainer.grad_scaler.state_dict())
             self._trainer.load_state_dict(inner)
 
     def resume_or_load(self, resume=True):

@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 
 from .stop_signals import StopSignals
 
-__all__ = ["WatchedLoader"]
+__all__ = ["WatchedLoader", "is_of_killed_loader", "why_killed"]
 
 _KILLED = re.compile(r"DataLoader worker \(pid.*\) (?:exited unexpectedly|is killed by signal)")
 _DYING = 5.0  # seconds from when its connections are gone until it is
@@ -38,7 +38,7 @@ class WatchedLoader:
         self.first_iteration = 0
 
     def __iter__(self) -> Iterator:
-        iteration = self.first_iteration
+        iteration, restarted = self.first_iteration, None
         while True:
             if hasattr(self.loader, "first_iteration"):
                 self.loader.first_iteration = iteration
@@ -55,33 +55,48 @@ class WatchedLoader:
             except (RuntimeError, OSError, EOFError) as e:
                 if workers is None:
                     workers = set(active_children()) - others
-                if not _is_of_killed(e, workers):
+                if not is_of_killed_loader(e, bool(workers)):
                     raise
-                if not self.signals.received:
-                    raise OSError(_why(workers)) from e
+                if not self.signals.received or restarted == iteration:
+                    raise OSError(why_killed(workers)) from e
+                restarted = iteration
 
 
 def _wait_for_batches(handler) -> None:
     """
     PyTorch raises an error wherever the program is when a worker dies. Without its handler it does
     so where the batch of the worker is waited for, where nothing is half done.
+
+    Args:
+        handler: of SIGCHLD before the workers were started, perhaps that of earlier ones
     """
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        is_of_torch = getattr(handler, "__module__", "").startswith("torch.")
+        usual = signal.SIG_DFL if is_of_torch or handler is None else handler
+        signal.signal(signal.SIGCHLD, usual)
 
 
-def _is_of_killed(error: Exception, workers: Collection[BaseProcess]) -> bool:
+def is_of_killed_loader(error: Exception, has_workers: bool = True) -> bool:
+    """
+    Whether an error came of the death of a process that loads data.
+
+    Args:
+        has_workers: there are such processes
+    """
     if str(error).startswith("Caught "):  # raised by what a worker runs
         return False
     if isinstance(error, RuntimeError):
         return bool(_KILLED.match(str(error)))
     # What a worker sends is fetched from it.
     is_lost = isinstance(error, FileNotFoundError) and error.filename is None
-    return bool(workers) and (is_lost or isinstance(error, (ConnectionError, EOFError)))
+    return has_workers and (is_lost or isinstance(error, (ConnectionError, EOFError)))
 
 
-def _why(workers: Collection[BaseProcess]) -> str:
-    connection.wait([worker.sentinel for worker in workers], timeout=_DYING)
+def why_killed(workers: Collection[BaseProcess] = ()) -> str:
+    """What killed one of these processes, as far as can be found out, and what to do."""
+    dying = connection.wait([worker.sentinel for worker in workers], timeout=_DYING)
+    for worker in workers:
+        worker.join(_DYING if worker.sentinel in dying else 0)
     codes = {worker.exitcode for worker in workers}
     number = next((-code for code in codes if code and code < 0), None)
     if number is None:  # one of those that died before the first batch

@@ -83,3 +83,12 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("fcntl.lockf", refuse)
     lock_folder(tmp_path)
     assert "cannot be locked (No locks available)" in caplog.text
+
+
+def test_a_folder_that_was_moved(tmp_path):
+    """A new one of its name is locked anew."""
+    folder = tmp_path / "output"
+    lock_folder(folder)
+    folder.rename(tmp_path / "output-1")
+    lock_folder(folder)
+    assert (folder / ".lock").exists()

@@ -124,12 +124,26 @@ def test_the_newest_is_damaged(damage, tmp_path, capsys):
         assert len(list(tmp_path.glob("*.pth"))) == 3
 
 
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_path_in_the_file(absolute, tmp_path):
+    """It is the checkpoint that is resumed, each time that the file is read."""
+    (tmp_path / "previous-1").mkdir()
+    for name in ("model_0000004.pth", "previous-1/model_0000009.pth"):
+        torch.save({"model": {}, "iteration": 9}, tmp_path / name)
+    named = str(tmp_path / name) if absolute else name
+    (tmp_path / "last_checkpoint").write_text(named)
+    for _ in range(2):
+        assert checkpoint_to_resume(tmp_path) == tmp_path / name
+    (tmp_path / "last_checkpoint").write_text("x" * 300)
+    assert checkpoint_to_resume(tmp_path) == tmp_path / "model_0000004.pth"
+
+
 def test_none(tmp_path):
     assert checkpoint_to_resume(tmp_path) is None
 
 
 def test_room_for_a_new_training(folder):
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir()} - {"last_checkpoint"}
     assert set_aside(folder) == folder / "previous-1"
     assert {path.name for path in (folder / "previous-1").iterdir()} == names
     assert set_aside(folder) is None
@@ -151,6 +165,8 @@ def test_how_to_go_on(tmp_path):
     """If the folder has checkpoints of another training as well."""
     assert "begin it anew" in how_to_go_on(tmp_path, True, last_saved(tmp_path))
     named_by = tmp_path / "last_checkpoint"
+    for name in ("model_0000099.pth", "model_0000199.pth"):
+        (tmp_path / name).touch()
     named_by.write_text("model_0000099.pth")
     os.utime(named_by, (1, 1))
     before = last_saved(tmp_path)
@@ -159,6 +175,8 @@ def test_how_to_go_on(tmp_path):
     assert how_to_go_on(tmp_path, True, before) == line
     named_by.write_text("model_0000199.pth")
     assert how_to_go_on(tmp_path, False, before) == line.replace("099", "199")
+    named_by.write_text("model_0000299.pth")
+    assert "begin it anew" in how_to_go_on(tmp_path, True)
 
 
 def test_weights_that_are_given(setup):

@@ -295,16 +295,35 @@ def test_fewer_iterations_than_were_done(once_trained, own_data):
     check_message(message, ["SOLVER.MAX_ITER is 1", "model_final.pth has done 2 iterations"])
 
 
+def test_resuming_needs_the_trainer(trained, own_data):
+    """As detectron2's plain_train_net leaves it out: it would begin at iteration 1."""
+    weights, folder = trained
+    content = torch.load(weights, weights_only=True)
+    torch.save({"model": content.get("model", content), "iteration": 499}, weights)
+    message = error_of("--resume", *options_for(own_data(), folder))
+    check_message(message, [str(weights), "of another trainer", "MODEL.WEIGHTS"])
+
+
+def test_resuming_with_more_iterations(own_data, tmp_path):
+    """Also with a schedule that ends with the training, and a rate that is another one now."""
+    options = [*options_for(own_data(), tmp_path), "DATASETS.TEST", "()"]
+    options += ["SOLVER.LR_SCHEDULER_NAME", "WarmupPolyLR", "SOLVER.WARMUP_ITERS", "0"]
+    main(parse_arguments(["--config-file", CONFIG, *options, "SOLVER.MAX_ITER", "2"]))
+    words = ["--resume", *options, "SOLVER.MAX_ITER", "4", "SOLVER.BASE_LR", "1e-5"]
+    main(parse_arguments(["--config-file", CONFIG, *words]))
+    metrics = [json.loads(x) for x in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert metrics[-1]["iteration"] == 3 and 0 < metrics[-1]["lr"] < 1e-5
+
+
 def test_a_folder_that_is_used_again(trained, own_data, caplog):
     """Nothing of it is lost, also where the training starts from what is there."""
     weights, folder = trained
-    content, last = weights.read_bytes(), (folder / "last_checkpoint").read_text()
+    content = weights.read_bytes()
     options = [*options_for(own_data(), folder), "MODEL.WEIGHTS", str(weights)]
     error_of(*options, "SOLVER.BASE_LR", "1e30")
     assert f"of another training, which are in {folder}/previous-1 now" in caplog.text
     assert not weights.exists() and not (folder / "last_checkpoint").exists()
     assert (folder / "previous-1" / weights.name).read_bytes() == content
-    assert (folder / "previous-1/last_checkpoint").read_text() == last
 
 
 def test_training_from_another_depth(trained, own_data):

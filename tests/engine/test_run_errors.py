@@ -25,6 +25,7 @@ def line_of(error, output_dir):
     return end.value.code
 
 
+KILLED = "error: a process that loads data was killed, as the system does when memory runs out."
 THEN = "No checkpoint of this training is there yet: begin it anew"
 WORKER = (
     'Caught OSError in DataLoader worker process 0.\nTraceback\n  File "a"\nOSError: a.jpg is cut'
@@ -60,8 +61,18 @@ def test_one_line(error, line, tmp_path, caplog):
     assert "Exception during training" not in caplog.text
 
 
-def test_of_an_evaluation():
-    assert line_of(OSError("a.jpg is damaged"), None) == "error: a.jpg is damaged."
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (OSError("a.jpg is damaged"), "error: a.jpg is damaged."),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), KILLED),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), KILLED),
+        (EOFError(), KILLED),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_of_an_evaluation(error, line):
+    assert line_of(error, None).startswith(line)
 
 
 def test_other_errors_stay_what_they_are(caplog):

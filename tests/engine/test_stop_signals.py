@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -164,10 +165,9 @@ def test_signals_that_are_ignored_stay_so(signals):
 
 
 def test_another_thread_has_no_signals():
-    with StopSignals(alone=True):
-        thread = threading.Thread(target=lambda: StopSignals(alone=True).__enter__())
-        thread.start()
-        thread.join()
+    with ThreadPoolExecutor() as pool:
+        with pool.submit(StopSignals(alone=True).__enter__).result() as stop:
+            assert stop.received == 0
 
 
 def wait_for_a_signal(rank, folder):
@@ -190,3 +190,39 @@ def test_processes_that_were_started(signals, tmp_path):
     with pytest.raises(Stopped) as stopped, passed_on():
         torch.multiprocessing.spawn(wait_for_a_signal, (tmp_path,), nprocs=2)
     assert stopped.value.code == 143
+
+
+def end(rank, how):
+    if isinstance(how, str):
+        sys.exit(how)
+    os.kill(os.getpid(), how)
+
+
+@pytest.mark.parametrize(
+    "how, code",
+    [
+        ("error: a.jpg is damaged", 1),  # told by the process
+        (signal.SIGKILL, "error: a process of the training was killed by SIGKILL"),
+    ],
+)
+def test_a_process_that_ends(how, code, signals):
+    with pytest.raises(SystemExit) as ended, passed_on():
+        torch.multiprocessing.spawn(end, (how,), nprocs=2)
+    assert ended.value.code == code
+
+
+def test_a_signal_before_they_train(signals, tmp_path):
+    """They have no handlers yet."""
+
+    def send():
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=send).start()
+    with pytest.raises(Stopped) as stopped, passed_on():
+        torch.multiprocessing.spawn(wait_long, nprocs=2)
+    assert stopped.value.code == 143
+
+
+def wait_long(rank):
+    time.sleep(300)
