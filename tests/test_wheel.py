@@ -117,7 +117,7 @@ def test_metadata(installed):
     requires = [line.split(";")[0].strip() for line in metadata.get_all("Requires-Dist")]
     assert "torch>=2.4" in requires
     assert not [line for line in requires if line.startswith("detectron2")]  # not on the index
-    assert metadata.get_all("Provides-Extra") == ["data", "onnx", "test"]
+    assert metadata.get_all("Provides-Extra") == ["data", "fast", "onnx", "test"]
     assert metadata.get_payload().startswith("# dcn_projects")
 
 
