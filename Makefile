@@ -40,8 +40,10 @@ kills: $(DONE)/packages
 # operators, the converters of weights, the checks of files, packages, pages and Ctrl-C.
 SAME_WITH_MAIN := $(filter-out %/test_deformable.py,$(wildcard tests/layers/*)) \
     $(wildcard tests/data/test_check_*.py) tests/data/test_pascal_voc.py \
-    $(patsubst %,tests/checkpoint/test_%.py,convert torchvision mmdetection) \
-    $(patsubst %,tests/test_%.py,wheel setup docs interrupts)
+    tests/data/test_mutated_annotations.py \
+    $(patsubst %,tests/checkpoint/test_%.py,convert torchvision mmdetection damaged_files read) \
+    $(patsubst %,tests/engine/test_%.py,folder_lock output_checkpoints run_errors watched_loader) \
+    $(patsubst %,tests/test_%.py,wheel setup docs interrupts whole_files)
 test-main: $(DONE)/main
 	PYTHONPATH=$(CURDIR)/$(DONE)/main $(PY) -m pytest tests $(addprefix --ignore=,$(SAME_WITH_MAIN))
 

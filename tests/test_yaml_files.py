@@ -16,6 +16,7 @@ MOST_LEVELS = 2
 # Keys that no config sets, each with the reason why it is one all the same.
 UNSET = {
     "DATALOADER.EXACT_RESUME": "belongs to a run, not to a model",
+    "INPUT.MAX_PIXELS": "belongs to the data, not to a model",
     "MODEL.DEFORMABLE.META_ARCHITECTURE": "for programs that call detectron2's own build_model",
     "MODEL.DEFORMABLE.STATISTICS_PERIOD": "belongs to a run, not to a model",
     "MODEL.ROI_MASK_HEAD.POOLER_SHARE_LEVELS": "the mask head has all keys of the box head",

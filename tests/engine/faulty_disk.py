@@ -155,9 +155,9 @@ def fail_and_resume(output: Path, at: int, error: int, expected: dict) -> str:
 
 
 def a_few(trace: list[str]) -> list[int]:
-    """Numbers of operations: one in three of those that are the middle one of several in a row."""
+    """Numbers of operations: one in five of those that are the middle one of several in a row."""
     rows = [[*group] for _, group in itertools.groupby(enumerate(trace), lambda item: item[1])]
-    return [row[len(row) // 2][0] for row in rows][1::3]
+    return [row[len(row) // 2][0] for row in rows][1::5]
 
 
 def main(folder: Path, step: int | None) -> int:
@@ -175,7 +175,7 @@ def main(folder: Path, step: int | None) -> int:
     for at in points:
         report["kills"][f"{at} {trace[at]}"] = kill_and_resume(folder / "killed", at, expected)
     errors = itertools.cycle((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG))
-    for at, error in zip(points[:: 1 if step else 3], errors):
+    for at, error in zip(points[:: 1 if step else 2], errors):
         kind = f"{at} {trace[at]}: {errno.errorcode[error]}"
         report["failures"][kind] = fail_and_resume(folder / "failed", at, error, expected)
     (folder / "report.json").write_text(json.dumps(report, indent=1))
