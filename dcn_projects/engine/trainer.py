@@ -42,7 +42,7 @@ from .watched_loader import WatchedLoader
 
 __all__ = ["Trainer"]
 
-_SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
+_SCHEDULE = ("last_epoch", "_step_count")  # where a schedule of learning rates is
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -212,7 +212,7 @@ class Trainer(DefaultTrainer):
                     "training with another"
                 )
         if schedule := state_dict.get("hooks", {}).get("LRScheduler"):
-            # Where it is. How it goes, such as the last iteration, is what the config says now.
+            # How it goes, such as to which iteration, is what the config says now.
             schedule = {key: schedule[key] for key in _SCHEDULE if key in schedule}
             state_dict = state_dict | {"hooks": state_dict["hooks"] | {"LRScheduler": schedule}}
         TrainerBase.load_state_dict(self, state_dict)
@@ -225,6 +225,8 @@ class Trainer(DefaultTrainer):
             if hasattr(self._trainer, "grad_scaler"):  # SOLVER.AMP may be new
                 inner.setdefault("grad_scaler", self._trainer.grad_scaler.state_dict())
             self._trainer.load_state_dict(inner)
+            for group, rate in zip(self._trainer.optimizer.param_groups, self.scheduler.get_lr()):
+                group["lr"] = rate  # of the next iteration, by the schedule of now
 
     def resume_or_load(self, resume=True):
         """As in DefaultTrainer. With EXACT_RESUME the images are those of the next iteration."""
