@@ -30,3 +30,10 @@ class MetricPrinter(CommonMetricPrinter):
         """
         super().__init__(max_iter)
         self.logger = _WithScalars(self.logger, {"prefixes": prefixes})
+        self.printed = None  # the last iteration whose line is there
+
+    def write(self):
+        iteration = get_event_storage().iter
+        if iteration != self.printed:  # or detectron2 divides by the iterations between two lines
+            super().write()
+            self.printed = iteration

@@ -96,6 +96,16 @@ def test_a_training(case, datasets, tmp_path):
     assert torch.load(last, weights_only=True)["iteration"] == 3
 
 
+def test_the_last_iteration(datasets, tmp_path):
+    """Which is also the first one. Its line was printed already."""
+    done = train(datasets, tmp_path, "SOLVER.MAX_ITER", "1", what="15,0,1,0,0")
+    assert done.returncode == 143 and "Traceback" not in done.stderr, done.stderr
+    last = tmp_path / "out/model_final.pth"
+    line = f"SIGTERM after 1 iterations. The last checkpoint is {last}: go on with --resume"
+    assert done.stderr.splitlines()[-1] == line
+    assert not (tmp_path / "out/results.json").exists()
+
+
 def test_several_processes(datasets, tmp_path):
     """Only the second one gets the signal, and both end after the same iteration."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
