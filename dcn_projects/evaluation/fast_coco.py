@@ -11,8 +11,9 @@ from pycocotools.coco import COCO
 
 __all__ = ["fast_evaluation"]
 
-# What detectron2 evaluates with: the former for up to 100 detections of an image.
-_REPLACED = ("COCOeval_opt", "COCOevalMaxDets")
+# What detectron2 evaluates with: the last one for more than 100 detections of an image, the first
+# one where its own C++ code is not there.
+_REPLACED = ("COCOeval", "COCOeval_opt", "COCOevalMaxDets")
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ def outcome(output: Path) -> dict:
 
     model = torch.load(output / "model_final.pth", weights_only=True)
     lines = [json.loads(line) for line in (output / "metrics.json").read_text().splitlines()]
-    times = ("time", "data_time", "eta_seconds")
+    times = ("time", "data_time", "rank_data_time", "eta_seconds")
     return {
         "iteration": model["iteration"],
         "model": {name: value.tolist() for name, value in model["model"].items()},
