@@ -168,15 +168,15 @@ def check_run(cfg: CfgNode, args: Namespace) -> None:
     writes = not args.eval_only and args.machine_rank == 0
     if writes and folder.exists():
         lock_folder(folder)
-    if not is_resumed(cfg, args):
+    if not checkpoint_of_run(cfg, args):
         check_weights(cfg.MODEL.WEIGHTS, to_start=not args.eval_only)
     check_data(cfg, () if args.eval_only else cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     if writes:
         lock_folder(folder)  # which is made now: a mistake leaves none
 
 
-def is_resumed(cfg: CfgNode, args: Namespace) -> str | None:
-    """The checkpoint with which a training goes on."""
+def checkpoint_of_run(cfg: CfgNode, args: Namespace) -> str | None:
+    """Path of the checkpoint with which a training goes on; None if it begins anew."""
     if args.resume and not args.eval_only:
         checkpoint = checkpoint_to_resume(Path(cfg.OUTPUT_DIR))
         return checkpoint and str(checkpoint)
@@ -192,7 +192,7 @@ def prepare(cfg: CfgNode, args: Namespace, trainer: type[Trainer]):
     if comm.is_main_process():
         remove_parts(Path(cfg.OUTPUT_DIR))
     training = trainer(cfg)
-    if resumed := is_resumed(cfg, args):
+    if resumed := checkpoint_of_run(cfg, args):
         checkpoint = load_trained(training.model, resumed)  # it must be of this model
         if not {"iteration", "trainer"} <= checkpoint.keys():
             raise ValueError(

@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 
 __all__ = ["fast_evaluation"]
 
-# What detectron2 evaluates with: the last one for more than 100 detections of an image, the first
-# one where its own C++ code is not there.
+# What detectron2 evaluates with: that of pycocotools, its own in C++, and its own for more than 100
+# detections of an image.
 _REPLACED = ("COCOeval", "COCOeval_opt", "COCOevalMaxDets")
 
 
